@@ -1,0 +1,17 @@
+//! The words of the domain: ids, epochs, versions, positions, names and instants.
+//!
+//! Each is a type of its own, so that a controller's id cannot stand where a storage node's belongs. Nothing here does
+//! I/O, reads a clock or draws a random number.
+
+mod ids;
+mod name;
+mod position;
+mod time;
+
+pub use ids::{
+    ClusterId, Connection, ControllerId, DirectoryId, IncarnationId, PartitionId, RequestId, RequestIdError, StorageId,
+    TopicId,
+};
+pub use name::{TopicName, TopicNameError};
+pub use position::{ControllerEpoch, Digest, LeaderEpoch, NodeEpoch, PairingEpoch, PartitionEpoch, Position, Version};
+pub use time::{Monotonic, WallTime};
