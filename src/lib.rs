@@ -2,3 +2,4 @@
 
 pub mod metadata;
 pub mod types;
+pub mod wire;
