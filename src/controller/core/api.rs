@@ -20,6 +20,8 @@ pub struct Identity {
     pub controller: ControllerId,
     pub directory: DirectoryId,
     pub incarnation: IncarnationId,
+    /// Drawn at start, for the cluster that this process may found.
+    pub founding: ClusterId,
 }
 
 /// The settings that the core decides by.
