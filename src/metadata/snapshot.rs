@@ -72,6 +72,7 @@ struct TopicLine {
     id: TopicId,
     name: TopicName,
     created: Version,
+    changed: Version,
     config: BTreeMap<String, String>,
     waits_for: BTreeMap<PartitionId, DirectoryId>,
 }
@@ -144,6 +145,7 @@ pub fn write_snapshot(image: &Image, position: Position, writer: &mut dyn Write)
             id: topic.id,
             name: topic.name.clone(),
             created: topic.created,
+            changed: topic.changed,
             config: topic.config.clone(),
             waits_for: topic.waits_for.clone(),
         };
@@ -206,6 +208,7 @@ pub fn read_snapshot(reader: &mut dyn BufRead) -> Result<(Image, Position), Snap
                     id: line.id,
                     name: line.name,
                     created: line.created,
+                    changed: line.changed,
                     config: line.config,
                     partitions: Vec::new(),
                     waits_for: line.waits_for,
