@@ -96,11 +96,15 @@ pub enum ConfigError {
     MinInsyncAboveReplicas { min: usize, replicas: usize },
 }
 
+/// Whether there is such a key.
+pub fn check_key(key: &str) -> Result<&'static Key, ConfigError> {
+    let known = KEYS.iter().find(|known| known.name == key);
+    known.ok_or_else(|| ConfigError::Unknown { key: key.into(), hint: nearest(key) })
+}
+
 /// Whether `value` fits `key`.
 pub fn check(key: &str, value: &str) -> Result<(), ConfigError> {
-    let Some(known) = KEYS.iter().find(|known| known.name == key) else {
-        return Err(ConfigError::Unknown { key: key.into(), hint: nearest(key) });
-    };
+    let known = check_key(key)?;
     let error = |wanted: String| Err(ConfigError::Value { key: key.into(), value: value.into(), wanted });
     match known.kind {
         Kind::Boolean if matches!(value, "true" | "false") => Ok(()),
