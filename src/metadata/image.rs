@@ -273,6 +273,9 @@ impl Image {
                 if node.epoch != *node_epoch {
                     return Err(inapplicable!("storage node {storage} has epoch {}, not {node_epoch}", node.epoch));
                 }
+                if *state == NodeState::Removed || node.state == NodeState::Removed {
+                    return Err(inapplicable!("storage node {storage} cannot go from {:?} to {state:?}", node.state));
+                }
                 node.state = *state;
             }
             Record::StorageReplaced { storage, lost_directory } => {
@@ -411,13 +414,13 @@ impl Image {
         partition.epoch.0 += 1;
         let before = partition.leader;
         if let Some(leader) = change.leader {
-            if leader.is_some_and(|leader| !partition.in_sync(leader)) {
-                return Err(inapplicable!("{leader:?} is not in sync and cannot lead partition {number} of {topic}"));
-            }
             partition.leader = leader;
             partition.leader_epoch.0 += 1;
         }
         let after = partition.leader;
+        if after.is_some_and(|leader| !partition.in_sync(leader)) {
+            return Err(inapplicable!("{after:?} is not in sync and cannot lead partition {number} of {topic}"));
+        }
         match change.waits_for {
             Some(directory) => held.waits_for.insert(number, directory),
             None if after.is_some() => held.waits_for.remove(&number),
