@@ -64,8 +64,7 @@ pub fn create(
     // Whether so many replicas can be placed at all comes before what depends on their number.
     place(image, 0, factor)?;
     check_config(config, factor, max_message_bytes_limit)?;
-    let placed = place(image, partitions, factor)?;
-    let mut chunks = chunks(&placed, factor);
+    let mut chunks = chunks(place(image, partitions, factor)?, factor);
     let replicas = chunks.next().unwrap_or_default();
     let created = Record::TopicCreated { topic_id: id, name, config: config.clone(), replicas };
     let added = chunks.map(|replicas| Record::PartitionsAdded { topic_id: id, replicas });
@@ -93,7 +92,7 @@ pub fn alter(
         check_size(wanted, factor)?;
         let placed = place(image, wanted - present, factor)?;
         let added = |replicas| Record::PartitionsAdded { topic_id: topic.id, replicas };
-        records.extend(chunks(&placed, factor).map(added));
+        records.extend(chunks(placed, factor).map(added));
     }
     Ok(records)
 }
@@ -173,7 +172,11 @@ fn configure(
 }
 
 /// The replicas of new partitions, in pieces that a record can hold.
-fn chunks(placed: &[Vec<StorageId>], factor: usize) -> impl Iterator<Item = Vec<Vec<StorageId>>> {
+fn chunks(placed: Vec<Vec<StorageId>>, factor: usize) -> impl Iterator<Item = Vec<Vec<StorageId>>> {
     let size = PARTITIONS_PER_RECORD.min(REPLICAS_PER_RECORD / factor.max(1));
-    placed.chunks(size).map(<[_]>::to_vec)
+    let mut rest = placed.into_iter();
+    std::iter::from_fn(move || {
+        let chunk: Vec<_> = rest.by_ref().take(size).collect();
+        (!chunk.is_empty()).then_some(chunk)
+    })
 }
