@@ -13,6 +13,8 @@ mod placement;
 mod record;
 pub mod rules;
 mod snapshot;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use digest::{chain, restored_digest};
 pub use entry::{Cause, Entry, EntryError, ParsedEntry, digest_of, encode_change};

@@ -209,3 +209,176 @@ impl NodeSet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::config::UNCLEAN_ELECTION;
+    use crate::metadata::rules::node::{drain, fence, replace, unfence};
+    use crate::metadata::testing::{World, directory, ids, set, topic_id};
+
+    fn opted_in() -> BTreeMap<String, String> {
+        BTreeMap::from([(UNCLEAN_ELECTION.to_string(), "true".to_string())])
+    }
+
+    #[test]
+    fn the_first_in_sync_replica_in_order_of_preference_leads() {
+        let mut world = World::with_nodes(4);
+        world.topic(0, [2, 0, 3, 1]);
+        world.shrink(0, [2, 1, 3]);
+        world.fence([2]);
+        assert_eq!(world.standing(0), (Some(3), vec![3, 1]));
+    }
+
+    #[test]
+    fn a_node_that_is_fenced_in_the_same_change_is_not_elected() {
+        let mut world = World::with_nodes(3);
+        world.topic(0, [0, 1, 2]);
+        world.fence([0, 1]);
+        assert_eq!(world.standing(0), (Some(2), vec![2]));
+    }
+
+    #[test]
+    fn the_last_member_never_leaves_and_leads_again_when_it_is_back() {
+        let mut world = World::with_nodes(2);
+        world.topic(0, [0, 1]);
+        world.fence([0]);
+        world.fence([1]);
+        assert_eq!(world.standing(0), (None, vec![1]));
+        world.unfence([0]);
+        assert_eq!(world.standing(0), (None, vec![1]), "node 0 may lack records");
+        world.unfence([1]);
+        assert_eq!((world.standing(0), world.leader_epoch(0)), ((Some(1), vec![1]), 3));
+    }
+
+    #[test]
+    fn where_all_members_are_fenced_at_once_any_of_them_brings_the_partition_back() {
+        let mut world = World::with_nodes(3);
+        world.topic(0, [0, 1, 2]);
+        world.fence([0, 1, 2]);
+        assert_eq!(world.standing(0), (None, vec![0, 1, 2]));
+        world.unfence([1]);
+        assert_eq!(world.standing(0), (Some(1), vec![1]), "who is still fenced does not hold up acknowledgements");
+    }
+
+    #[test]
+    fn without_consent_a_replica_out_of_sync_never_leads() {
+        let mut world = World::with_nodes(2);
+        world.topic(0, [0, 1]);
+        world.topic_with(1, [0, 1], opted_in());
+        world.shrink(0, [0]);
+        world.shrink(1, [0]);
+        world.fence([0]);
+        assert_eq!(world.standing(0), (None, vec![0]));
+        assert_eq!(world.standing(1), (Some(1), vec![1]), "the topic opted in: the new leader alone is in sync");
+    }
+
+    #[test]
+    fn an_unclean_election_waits_for_a_replica_that_is_active() {
+        let mut world = World::with_nodes(2);
+        world.topic_with(0, [0, 1], opted_in());
+        world.shrink(0, [0]);
+        world.fence([0, 1]);
+        assert_eq!(world.standing(0), (None, vec![0]));
+        world.unfence([1]);
+        assert_eq!(world.standing(0), (Some(1), vec![1]));
+    }
+
+    #[test]
+    fn a_draining_node_is_elected_only_where_no_other_can_be() {
+        let mut world = World::with_nodes(3);
+        world.topic(0, [0, 1, 2]);
+        world.topic(1, [1]);
+        world.commit(drain(world.image(), StorageId(1)));
+        assert_eq!((world.standing(0), world.standing(1)), ((Some(0), vec![0, 2]), (Some(1), vec![1])));
+        world.fence([0]);
+        assert_eq!(world.standing(0), (Some(2), vec![2]));
+    }
+
+    #[test]
+    fn only_the_lost_directory_brings_back_the_partition_that_waits_for_it() {
+        let mut world = World::with_nodes(2);
+        world.topic(0, [0, 1]);
+        world.shrink(0, [0]);
+        world.fence([0]);
+        world.commit(replace(world.image(), StorageId(0), false).unwrap());
+        assert_eq!(world.image().topics[&topic_id(0)].waits_for.get(&0), Some(&directory(0)));
+        // Another directory takes the id: it is empty.
+        register_in(&mut world, 0, 99);
+        world.unfence([0]);
+        assert_eq!(world.standing(0), (None, vec![0]));
+        // It is lost as well: the partition goes on waiting for the first.
+        world.fence([0]);
+        world.commit(replace(world.image(), StorageId(0), false).unwrap());
+        assert_eq!(world.image().topics[&topic_id(0)].waits_for.get(&0), Some(&directory(0)));
+        register_in(&mut world, 0, 0);
+        world.unfence([0]);
+        assert_eq!(world.standing(0), (Some(0), vec![0]));
+        assert!(world.image().topics[&topic_id(0)].waits_for.is_empty());
+    }
+
+    fn register_in(world: &mut World, id: u32, number: u32) {
+        let incarnation = world.incarnation();
+        let registered = crate::metadata::rules::node::register(
+            world.image(),
+            &set([]),
+            &|_| false,
+            Some(StorageId(id)),
+            directory(number),
+            incarnation,
+            None,
+        );
+        world.commit(registered.unwrap().records);
+    }
+
+    #[test]
+    fn an_unclean_election_prefers_a_replica_whose_directory_is_not_new() {
+        let mut world = World::with_nodes(2);
+        world.topic_with(0, [0, 1], opted_in());
+        world.shrink(0, [0]);
+        world.fence([0, 1]);
+        world.commit(replace(world.image(), StorageId(0), false).unwrap());
+        register_in(&mut world, 0, 99);
+        world.unfence([0, 1]);
+        assert_eq!(world.standing(0), (Some(1), vec![1]));
+    }
+
+    #[test]
+    fn many_partitions_are_split_over_records_and_topics_are_not_mixed() {
+        let mut gathered = Gathered::default();
+        let change =
+            |partition, isr: Option<Vec<StorageId>>| PartitionChange { partition, leader: None, isr, waits_for: None };
+        (0..1_100).for_each(|number| gathered.push(topic_id(0), change(number, None)));
+        let wide = ids([0; 32]);
+        (0..200).for_each(|number| gathered.push(topic_id(1), change(number, Some(wide.clone()))));
+        let sizes: Vec<_> = gathered
+            .records()
+            .into_iter()
+            .map(|record| match record {
+                Record::PartitionsChanged { topic_id, changes } => (topic_id, changes.len()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let (first, second) = (topic_id(0), topic_id(1));
+        assert_eq!(sizes, [(first, 500), (first, 500), (first, 100), (second, 125), (second, 75)]);
+    }
+
+    #[test]
+    fn fencing_and_unfencing_many_is_one_record_for_each_topic() {
+        let mut world = World::with_nodes(3);
+        world.topic(0, [0, 1, 2]);
+        world.topic(1, [1, 2, 0]);
+        let records = fence(world.image(), &set([0, 1]));
+        assert_eq!(records.len(), 4, "two nodes, two topics: {records:?}");
+        world.commit(records);
+        assert_eq!(unfence(world.image(), &set([0, 1])).len(), 2, "followers join only when their leaders ask");
+    }
+
+    #[test]
+    fn a_node_set_answers_for_ids_near_and_far() {
+        let far = [StorageId(0), StorageId(63), StorageId(64), StorageId(70_000), StorageId(u32::MAX)];
+        let nodes = NodeSet::new(far);
+        assert!(far.iter().all(|node| nodes.contains(*node)));
+        assert!(![1, 65, 128, 65_535, 65_536, 70_001].into_iter().any(|id| nodes.contains(StorageId(id))));
+    }
+}
