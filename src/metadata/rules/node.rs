@@ -211,3 +211,161 @@ fn state_changes(image: &Image, nodes: &[StorageId], state: NodeState) -> Vec<Re
     let change = |(storage, node_epoch)| Record::StorageStateChanged { storage, node_epoch, state };
     nodes.iter().filter_map(epoch).map(change).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::testing::{World, directory, ids, set, topic_id};
+
+    fn ask(world: &mut World, wanted: Option<u32>, number: u32, live: bool) -> Result<Registration, NodeError> {
+        let (incarnation, wanted) = (world.incarnation(), wanted.map(StorageId));
+        register(world.image(), &set([0, 1, 2, 5]), &|_| live, wanted, directory(number), incarnation, None)
+    }
+
+    fn given(world: &mut World, wanted: Option<u32>, number: u32) -> u32 {
+        let registered = ask(world, wanted, number, false).unwrap();
+        world.commit(registered.records);
+        registered.storage.0
+    }
+
+    #[test]
+    fn a_node_without_id_takes_a_free_one_of_the_file_first_and_then_the_next_beyond() {
+        let mut world = World::founded();
+        given(&mut world, Some(1), 1);
+        let taken: Vec<_> = (10..15).map(|number| given(&mut world, None, number)).collect();
+        assert_eq!(taken, [0, 2, 5, 6, 7]);
+        given(&mut world, Some(40), 40);
+        assert_eq!(given(&mut world, None, 41), 41);
+    }
+
+    #[test]
+    fn a_known_directory_keeps_its_id_and_gets_a_higher_epoch() {
+        let mut world = World::with_nodes(3);
+        let before = world.epoch(1);
+        assert_eq!(given(&mut world, None, 1), 1);
+        assert!(world.epoch(1) > before);
+        assert_eq!(world.image().storage[&StorageId(1)].state, NodeState::Fenced);
+        let refused = ask(&mut world, Some(2), 1, false).unwrap_err();
+        let (storage, wanted) = (StorageId(1), StorageId(2));
+        assert_eq!(refused, NodeError::DirectoryMismatch { directory: directory(1), storage, wanted });
+    }
+
+    #[test]
+    fn a_known_id_with_another_directory_is_told_to_replace_it() {
+        let mut world = World::with_nodes(2);
+        let refused = ask(&mut world, Some(1), 77, false).unwrap_err();
+        assert_eq!(refused, NodeError::IdMismatch { storage: StorageId(1), directory: directory(1) });
+        assert!(refused.to_string().contains("dmq node replace 1"));
+        world.commit(replace(world.image(), StorageId(1), false).unwrap());
+        assert_eq!(given(&mut world, Some(1), 77), 1);
+        assert_eq!(world.image().storage[&StorageId(1)].directory, Some(directory(77)));
+    }
+
+    #[test]
+    fn an_id_that_was_freed_is_the_first_that_a_new_directory_gets() {
+        let mut world = World::with_nodes(9);
+        world.commit(replace(world.image(), StorageId(7), false).unwrap());
+        assert_eq!((given(&mut world, None, 77), given(&mut world, None, 78)), (7, 9));
+    }
+
+    #[test]
+    fn a_second_incarnation_is_refused_while_the_session_of_the_first_is_not_over() {
+        let mut world = World::with_nodes(2);
+        assert_eq!(ask(&mut world, None, 1, true), Err(NodeError::Duplicate { storage: StorageId(1) }));
+        assert!(ask(&mut world, None, 1, false).is_ok());
+        assert!(ask(&mut world, None, 9, true).is_ok(), "a new directory has no session");
+    }
+
+    #[test]
+    fn the_same_incarnation_again_changes_nothing() {
+        let world = World::with_nodes(2);
+        let held = &world.image().storage[&StorageId(1)];
+        let again = register(world.image(), &set([]), &|_| true, None, directory(1), held.incarnation, None);
+        assert_eq!(again, Ok(Registration { storage: StorageId(1), records: Vec::new() }));
+    }
+
+    #[test]
+    fn a_restart_of_a_leader_moves_its_leaderships_in_the_same_change() {
+        let mut world = World::with_nodes(3);
+        world.topic(0, [1, 2]);
+        world.topic(1, [1]);
+        world.register(1);
+        assert_eq!((world.standing(0), world.standing(1)), ((Some(2), vec![2]), (None, vec![1])));
+        world.unfence([1]);
+        assert_eq!((world.standing(1), world.leader_epoch(1)), ((Some(1), vec![1]), 2));
+    }
+
+    #[test]
+    fn a_removed_node_is_gone_but_its_id_can_be_taken_anew() {
+        let mut world = World::with_nodes(3);
+        world.topic(0, [1, 2]);
+        assert_eq!(remove(world.image(), StorageId(1), true), Err(NodeError::Live(StorageId(1))));
+        let holds = NodeError::HoldsReplicas { storage: StorageId(1), replicas: 1 };
+        assert_eq!(remove(world.image(), StorageId(1), false), Err(holds));
+        assert_eq!(remove(world.image(), StorageId(8), false), Err(NodeError::Unknown(StorageId(8))));
+        world.commit(remove(world.image(), StorageId(0), false).unwrap());
+        assert_eq!(remove(world.image(), StorageId(0), true), Ok(Vec::new()), "it is gone already");
+        assert_eq!(ask(&mut world, None, 0, false), Err(NodeError::Removed(StorageId(0))));
+        assert_eq!(replace(world.image(), StorageId(0), false), Err(NodeError::Removed(StorageId(0))));
+        assert_eq!(given(&mut world, None, 9), 5, "its id is no free one");
+        assert_eq!(given(&mut world, Some(0), 10), 0);
+    }
+
+    #[test]
+    fn the_highest_ids_do_not_use_up_all_others() {
+        let mut world = World::founded();
+        assert_eq!(ask(&mut world, Some(u32::MAX), 1, false), Err(NodeError::Id(StorageId(u32::MAX))));
+        assert_eq!(given(&mut world, Some(MAX_STORAGE_ID), 1), MAX_STORAGE_ID);
+        assert_eq!((2..7).map(|number| given(&mut world, None, number)).collect::<Vec<_>>(), [0, 1, 2, 5, 3]);
+    }
+
+    #[test]
+    fn a_drain_gives_leaderships_away_and_leaves_the_in_sync_replicas() {
+        let mut world = World::with_nodes(3);
+        world.topic(0, [0, 1, 2]);
+        world.topic(1, [1, 0]);
+        assert!(can_drain(world.image(), StorageId(0)));
+        world.commit(drain(world.image(), StorageId(0)));
+        assert_eq!((world.standing(0), world.standing(1)), ((Some(1), vec![1, 2]), (Some(1), vec![1])));
+        assert_eq!(leads(world.image(), StorageId(0)), 0);
+        assert!(drain(world.image(), StorageId(0)).is_empty(), "there is nothing left to move");
+    }
+
+    #[test]
+    fn a_drain_goes_on_once_another_member_can_lead() {
+        let mut world = World::with_nodes(2);
+        world.topic(0, [0, 1]);
+        world.shrink(0, [0]);
+        assert!(!can_drain(world.image(), StorageId(0)));
+        world.commit(drain(world.image(), StorageId(0)));
+        assert_eq!((world.standing(0), leads(world.image(), StorageId(0))), ((Some(0), vec![0]), 1));
+        world.shrink(0, [0, 1]);
+        world.commit(drain(world.image(), StorageId(0)));
+        assert_eq!(world.standing(0), (Some(1), vec![1]));
+    }
+
+    #[test]
+    fn fencing_what_is_fenced_or_unknown_changes_nothing() {
+        let mut world = World::with_nodes(2);
+        world.topic(0, [0, 1]);
+        world.fence([0]);
+        assert!(fence(world.image(), &set([0, 9])).is_empty());
+        assert!(unfence(world.image(), &set([1, 9])).is_empty());
+        assert!(drain(world.image(), StorageId(0)).is_empty());
+    }
+
+    #[test]
+    fn a_replaced_node_leaves_every_in_sync_set_and_is_not_unfenced_without_a_directory() {
+        let mut world = World::with_nodes(3);
+        world.topic(0, [0, 1, 2]);
+        world.topic(1, [0]);
+        assert_eq!(replace(world.image(), StorageId(0), true), Err(NodeError::Live(StorageId(0))));
+        world.commit(replace(world.image(), StorageId(0), false).unwrap());
+        assert_eq!((world.standing(0), world.standing(1)), ((Some(1), vec![1, 2]), (None, vec![0])));
+        assert_eq!(world.image().topics[&topic_id(1)].waits_for.get(&0), Some(&directory(0)));
+        assert!(world.image().topics[&topic_id(0)].waits_for.is_empty());
+        assert!(unfence(world.image(), &set([0])).is_empty());
+        assert!(replace(world.image(), StorageId(0), false).unwrap().is_empty(), "it is done already");
+        assert_eq!(world.image().partition(topic_id(0), 0).unwrap().replicas[..], ids([0, 1, 2]));
+    }
+}

@@ -142,3 +142,161 @@ pub fn preferred(image: &Image, limit: usize) -> Vec<Record> {
     moves.take(limit).for_each(|(topic, change)| gathered.push(topic, change));
     gathered.records()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::rules::node::drain;
+    use crate::metadata::testing::{World, ids, topic_id};
+
+    /// Node 0 leads partition 0 of topic 0, and node 1 is in sync; nodes 2 and 3 are not (3 is no replica).
+    fn world() -> World {
+        let mut world = World::with_nodes(4);
+        world.topic(0, [0, 1, 2]);
+        world.shrink(0, [0, 1]);
+        world
+    }
+
+    fn asks<const N: usize>(world: &World, isr: [u32; N]) -> IsrChange {
+        let held = world.image().partition(topic_id(0), 0).unwrap();
+        let isr = isr.iter().map(|node| (StorageId(*node), world.epoch(*node))).collect();
+        let (leader_epoch, partition_epoch) = (held.leader_epoch, held.epoch);
+        IsrChange { topic: topic_id(0), partition: 0, leader_epoch, partition_epoch, isr }
+    }
+
+    fn outcome(world: &World, sender: u32, change: IsrChange) -> Result<PartitionEpoch, IsrError> {
+        let (records, mut outcomes) =
+            alter_isr(world.image(), StorageId(sender), world.epoch(sender), &[change]).unwrap();
+        assert!(records.is_empty() || outcomes[0].is_ok(), "{records:?}");
+        outcomes.remove(0)
+    }
+
+    #[test]
+    fn a_leader_gets_the_in_sync_replicas_that_it_asks_for_under_the_same_leader_epoch() {
+        let mut world = world();
+        let change = asks(&world, [2, 1, 0]);
+        let (records, outcomes) = alter_isr(world.image(), StorageId(0), world.epoch(0), &[change]).unwrap();
+        assert_eq!(outcomes, [Ok(PartitionEpoch(2))]);
+        world.commit(records);
+        assert_eq!((world.standing(0), world.leader_epoch(0)), ((Some(0), vec![0, 1, 2]), 0));
+        assert_eq!(world.image().partition(topic_id(0), 0).unwrap().epoch, PartitionEpoch(2));
+    }
+
+    #[test]
+    fn what_holds_already_is_granted_without_a_change() {
+        let world = world();
+        let (records, outcomes) =
+            alter_isr(world.image(), StorageId(0), world.epoch(0), &[asks(&world, [1, 0])]).unwrap();
+        assert_eq!((records, outcomes), (Vec::new(), vec![Ok(PartitionEpoch(1))]));
+    }
+
+    #[test]
+    fn an_older_incarnation_asks_in_vain() {
+        let mut world = world();
+        let (change, old) = (asks(&world, [0]), world.epoch(0));
+        world.register(0);
+        let refused = alter_isr(world.image(), StorageId(0), old, &[change]).unwrap_err();
+        assert_eq!(refused, IsrError::StaleNodeEpoch { node: StorageId(0), present: world.epoch(0), got: old });
+        let refused = alter_isr(world.image(), StorageId(9), old, &[]).unwrap_err();
+        assert_eq!(refused, IsrError::UnknownNode(StorageId(9)));
+    }
+
+    #[test]
+    fn each_rule_has_its_own_refusal_in_kafkas_order() {
+        let mut world = world();
+        world.fence([1]);
+        world.unfence([1]);
+        world.fence([0]);
+        world.unfence([0]);
+        // Leader epoch 1 (node 2 was not in sync, so node 0 led until it was fenced and node 1 was not in sync any more).
+        let (topic, partition) = (topic_id(0), 0);
+        let leader = world.standing(0).0.unwrap();
+        let good = asks(&world, [leader]);
+        assert!(good.leader_epoch > LeaderEpoch(0) && good.partition_epoch > PartitionEpoch(1));
+        let unknown = IsrChange { partition: 5, ..good.clone() };
+        assert_eq!(outcome(&world, leader, unknown), Err(IsrError::UnknownPartition { topic, partition: 5 }));
+        let newer = IsrChange { leader_epoch: LeaderEpoch(good.leader_epoch.0 + 1), ..good.clone() };
+        assert_eq!(outcome(&world, leader, newer), Err(IsrError::NotController { topic, partition }));
+        let newer = IsrChange { partition_epoch: PartitionEpoch(good.partition_epoch.0 + 1), ..good.clone() };
+        assert_eq!(outcome(&world, leader, newer), Err(IsrError::NotController { topic, partition }));
+        let older = IsrChange { leader_epoch: LeaderEpoch(0), partition_epoch: PartitionEpoch(0), ..good.clone() };
+        let (present, got) = (good.leader_epoch, LeaderEpoch(0));
+        let fenced = IsrError::FencedLeaderEpoch { topic, partition, present, got };
+        assert_eq!(outcome(&world, 3, older), Err(fenced));
+        let node = StorageId(3);
+        assert_eq!(outcome(&world, 3, good.clone()), Err(IsrError::NotLeader { topic, partition, node }));
+        let late = IsrChange { partition_epoch: PartitionEpoch(1), isr: Vec::new(), ..good.clone() };
+        let (present, got) = (good.partition_epoch, PartitionEpoch(1));
+        assert_eq!(
+            outcome(&world, leader, late),
+            Err(IsrError::StalePartitionEpoch { topic, partition, present, got })
+        );
+    }
+
+    #[test]
+    fn the_set_is_within_the_replicas_each_once_and_has_the_leader() {
+        let world = world();
+        for isr in [vec![], vec![1], vec![0, 3], vec![0, 1, 1], vec![0, 1, 2, 3], vec![0, 0]] {
+            let members = isr.iter().map(|node| (StorageId(*node), world.epoch(*node))).collect();
+            let refused = outcome(&world, 0, IsrChange { isr: members, ..asks(&world, [0]) });
+            assert_eq!(refused, Err(IsrError::InvalidReplicas { topic: topic_id(0), partition: 0 }), "{isr:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_joins_who_is_fenced_draining_or_of_another_incarnation() {
+        let mut world = world();
+        let (topic, partition, node) = (topic_id(0), 0, StorageId(2));
+        let ineligible = Err(IsrError::IneligibleReplica { topic, partition, node });
+        let before = asks(&world, [0, 1, 2]);
+        world.register(2);
+        assert_eq!(outcome(&world, 0, asks(&world, [0, 1, 2])), ineligible, "fenced");
+        world.unfence([2]);
+        assert_eq!(outcome(&world, 0, before), ineligible, "the incarnation of before");
+        assert!(outcome(&world, 0, asks(&world, [0, 1, 2])).is_ok());
+        world.commit(drain(world.image(), node));
+        assert_eq!(outcome(&world, 0, asks(&world, [0, 1, 2])), ineligible, "draining");
+    }
+
+    #[test]
+    fn a_draining_leader_may_ask_for_who_relieves_it() {
+        let mut world = world();
+        world.shrink(0, [0]);
+        world.commit(drain(world.image(), StorageId(0)));
+        assert!(outcome(&world, 0, asks(&world, [0, 1])).is_ok());
+    }
+
+    #[test]
+    fn several_changes_are_one_record_for_each_topic_and_a_partition_changes_once() {
+        let mut world = world();
+        world.topic(1, [0, 1]);
+        let other = IsrChange { topic: topic_id(1), partition_epoch: PartitionEpoch(0), ..asks(&world, [0]) };
+        let twice = asks(&world, [0]);
+        let changes = [twice.clone(), other, twice, IsrChange { partition: 4, ..asks(&world, [0]) }];
+        let (records, outcomes) = alter_isr(world.image(), StorageId(0), world.epoch(0), &changes).unwrap();
+        assert_eq!(records.len(), 2);
+        let (topic, partition, present, got) = (topic_id(0), 0, PartitionEpoch(2), PartitionEpoch(1));
+        let stale = IsrError::StalePartitionEpoch { topic, partition, present, got };
+        let unknown = IsrError::UnknownPartition { topic, partition: 4 };
+        assert_eq!(outcomes, [Ok(PartitionEpoch(2)), Ok(PartitionEpoch(1)), Err(stale), Err(unknown)]);
+        world.commit(records);
+        assert_eq!((world.standing(0).1, world.standing(1).1), (vec![0], vec![0]));
+    }
+
+    #[test]
+    fn leaderships_go_back_to_the_preferred_replica_a_few_at_a_time() {
+        let mut world = World::with_nodes(3);
+        (0..4).for_each(|topic| world.topic(topic, [0, 1, 2]));
+        world.fence([0]);
+        world.unfence([0]);
+        assert!(preferred(world.image(), 10).is_empty(), "node 0 is in sync nowhere");
+        (0..3).for_each(|topic| world.shrink(topic, [0, 1, 2]));
+        world.commit(preferred(world.image(), 2));
+        assert_eq!(world.image().storage[&StorageId(0)].leaders, 2);
+        world.commit(preferred(world.image(), 2));
+        assert_eq!(world.image().storage[&StorageId(0)].leaders, 3);
+        assert_eq!((world.standing(3), world.leader_epoch(0)), ((Some(1), vec![1, 2]), 2));
+        assert!(preferred(world.image(), 2).is_empty());
+        assert_eq!(world.image().partition(topic_id(0), 0).unwrap().replicas[..], ids([0, 1, 2]));
+    }
+}

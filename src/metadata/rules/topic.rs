@@ -180,3 +180,160 @@ fn chunks(placed: Vec<Vec<StorageId>>, factor: usize) -> impl Iterator<Item = Ve
         (!chunk.is_empty()).then_some(chunk)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::testing::{World, set, topic_id};
+    use crate::metadata::{MAX_REPLICAS, Partition};
+    use crate::types::Version;
+
+    const LIMIT: u64 = 1_000_000;
+
+    fn keys<const N: usize>(keys: [(&str, &str); N]) -> BTreeMap<String, String> {
+        keys.map(|(key, value)| (key.to_string(), value.to_string())).into()
+    }
+
+    fn some<const N: usize>(keys: [(&str, Option<&str>); N]) -> BTreeMap<String, Option<String>> {
+        keys.map(|(key, value)| (key.to_string(), value.map(str::to_string))).into()
+    }
+
+    fn made(world: &World, partitions: Option<u32>, factor: Option<u32>) -> Result<Vec<Record>, TopicError> {
+        create(world.image(), "a", topic_id(1), partitions, factor, &BTreeMap::new(), LIMIT)
+    }
+
+    #[test]
+    fn a_topic_has_one_partition_and_three_replicas_unless_told_otherwise() {
+        for (nodes, factor) in [(5, 3), (2, 2)] {
+            let mut world = World::with_nodes(nodes);
+            world.commit(made(&world, None, None).unwrap());
+            let topic = world.image().topic("a").unwrap();
+            assert_eq!((topic.partitions.len(), topic.partitions[0].replicas.len()), (1, factor));
+            assert_eq!((topic.created, topic.changed), (world.history.seen(), world.history.seen()));
+        }
+    }
+
+    #[test]
+    fn each_mistake_has_its_own_error() {
+        let mut world = World::with_nodes(3);
+        world.commit(made(&world, None, None).unwrap());
+        let name = TopicName::new("a").unwrap();
+        assert_eq!(made(&world, None, None), Err(TopicError::Exists { name }));
+        let ask = |name, partitions, factor, config: &BTreeMap<_, _>| {
+            create(world.image(), name, topic_id(2), partitions, factor, config, LIMIT).unwrap_err()
+        };
+        let none = BTreeMap::new();
+        assert!(matches!(ask("a..b", None, None, &none), TopicError::Name(TopicNameError::EmptyToken)));
+        assert_eq!(ask("b", Some(0), None, &none), TopicError::NoPartitions);
+        assert_eq!(ask("b", Some(u32::MAX), None, &none), TopicError::TooManyPartitions(u32::MAX));
+        let many = PlacementError::TooFewNodes { factor: 4, active: 3 };
+        assert_eq!(ask("b", None, Some(4), &keys([("min.insync.replicas", "9")])), TopicError::Placement(many));
+        assert_eq!(ask("b", None, Some(0), &none), TopicError::Placement(PlacementError::Factor(0)));
+        let absurd = PlacementError::Factor(u32::MAX as usize);
+        assert_eq!(ask("b", Some(MAX_PARTITIONS), Some(u32::MAX), &none), TopicError::Placement(absurd));
+        let (partitions, factor) = (MAX_PARTITIONS, MAX_REPLICAS as u32);
+        let absurd = TopicError::TooManyReplicas { partitions, factor: MAX_REPLICAS };
+        assert_eq!(ask("b", Some(partitions), Some(factor), &none), absurd);
+        let config = keys([("retention.mss", "1")]);
+        assert!(matches!(ask("b", None, None, &config), TopicError::Config(ConfigError::Unknown { .. })));
+        let config = keys([("retention.ms", "-2")]);
+        assert!(matches!(ask("b", None, None, &config), TopicError::Config(ConfigError::Value { .. })));
+        let config = keys([("min.insync.replicas", "4")]);
+        assert!(matches!(
+            ask("b", None, None, &config),
+            TopicError::Config(ConfigError::MinInsyncAboveReplicas { min: 4, replicas: 3 })
+        ));
+        let config = keys([("max.message.bytes", "1000001")]);
+        let error = ask("b", None, None, &config);
+        assert_eq!(error, TopicError::MessageBytes { value: 1_000_001, limit: LIMIT });
+    }
+
+    #[test]
+    fn nodes_that_are_fenced_or_drain_get_no_replica() {
+        let mut world = World::with_nodes(4);
+        world.fence([0]);
+        world.commit(crate::metadata::rules::node::drain(world.image(), StorageId(1)));
+        world.commit(made(&world, Some(10), None).unwrap());
+        let on = |partition: &Partition| partition.replicas.iter().all(|node| set([2, 3]).contains(node));
+        assert!(world.image().topic("a").unwrap().partitions.iter().all(on));
+    }
+
+    #[test]
+    fn a_large_topic_is_one_change_of_many_messages() {
+        let mut world = World::with_nodes(4);
+        world.limit = 10_000;
+        let before = world.history.seen();
+        world.commit(made(&world, Some(5_000), Some(3)).unwrap());
+        let topic = world.image().topic("a").unwrap();
+        assert_eq!((topic.partitions.len(), topic.created), (5_000, world.history.position().version));
+        assert!(world.history.seen() > Version(before.0 + 3));
+    }
+
+    #[test]
+    fn partitions_only_grow_and_what_there_is_stays() {
+        let mut world = World::with_nodes(3);
+        world.commit(made(&world, Some(2), Some(2)).unwrap());
+        let before = world.image().topic("a").unwrap().clone();
+        let more = |wanted| alter(world.image(), "a", Some(wanted), &BTreeMap::new(), LIMIT);
+        let name = TopicName::new("a").unwrap();
+        assert_eq!(more(1), Err(TopicError::FewerPartitions { name, present: 2, wanted: 1 }));
+        assert_eq!(more(2), Ok(Vec::new()));
+        let records = more(4).unwrap();
+        world.commit(records);
+        let after = world.image().topic("a").unwrap();
+        assert_eq!((&after.partitions[..2], after.partitions.len()), (&before.partitions[..], 4));
+        assert!(after.partitions[2].replicas.len() == 2 && after.changed > before.changed);
+        assert_eq!(after.created, before.created);
+    }
+
+    #[test]
+    fn only_keys_that_differ_are_changed() {
+        let mut world = World::with_nodes(3);
+        world.commit(
+            create(world.image(), "a", topic_id(1), None, None, &keys([("retention.ms", "5")]), LIMIT).unwrap(),
+        );
+        let asked = some([("retention.ms", Some("5")), ("segment.ms", None)]);
+        assert_eq!(alter(world.image(), "a", None, &asked, LIMIT), Ok(Vec::new()));
+        let asked = some([("retention.ms", None), ("segment.ms", Some("7"))]);
+        world.commit(alter(world.image(), "a", None, &asked, LIMIT).unwrap());
+        assert_eq!(world.image().topic("a").unwrap().config, keys([("segment.ms", "7")]));
+        let asked = some([("retention", None)]);
+        assert!(matches!(alter(world.image(), "a", None, &asked, LIMIT), Err(TopicError::Config(_))));
+        let asked = some([("min.insync.replicas", Some("4"))]);
+        assert!(matches!(alter(world.image(), "a", None, &asked, LIMIT), Err(TopicError::Config(_))));
+    }
+
+    #[test]
+    fn leaders_and_in_sync_replicas_are_no_change_of_the_topic() {
+        let mut world = World::with_nodes(3);
+        world.commit(made(&world, None, None).unwrap());
+        let before = world.image().topic("a").unwrap().changed;
+        world.fence([0, 1]);
+        world.unfence([0, 1]);
+        assert_eq!(world.image().topic("a").unwrap().changed, before);
+    }
+
+    #[test]
+    fn to_allow_unclean_elections_elects_where_one_was_missing() {
+        let mut world = World::with_nodes(2);
+        world.topic(0, [0, 1]);
+        world.shrink(0, [0]);
+        world.fence([0]);
+        let asked = some([(config::UNCLEAN_ELECTION, Some("true"))]);
+        world.commit(alter(world.image(), "t0", None, &asked, LIMIT).unwrap());
+        assert_eq!(world.standing(0), (Some(1), vec![1]));
+    }
+
+    #[test]
+    fn a_deleted_topic_is_unknown_and_counts_for_nobody() {
+        let mut world = World::with_nodes(3);
+        world.commit(made(&world, Some(4), None).unwrap());
+        world.commit(delete(world.image(), "a").unwrap());
+        let unknown = |name: &str| Err(TopicError::Unknown { name: name.into() });
+        assert_eq!(delete(world.image(), "a"), unknown("a"));
+        assert_eq!(alter(world.image(), "a", None, &BTreeMap::new(), LIMIT), unknown("a"));
+        assert!(matches!(delete(world.image(), ""), Err(TopicError::Name(TopicNameError::Empty))));
+        assert!(world.image().storage.values().all(|node| (node.leaders, node.replicas) == (0, 0)));
+        world.commit(made(&world, None, None).unwrap());
+    }
+}
