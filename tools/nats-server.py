@@ -18,6 +18,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 PIN = ROOT / "tools" / "nats-server.txt"
@@ -86,7 +87,7 @@ def bring(binary: Path) -> None:
         os.replace(unpacked, binary)
 
 
-def fail(reason: str) -> None:
+def fail(reason: str) -> NoReturn:
     print(f"nats-server: {reason}", file=sys.stderr)
     sys.exit(1)
 
