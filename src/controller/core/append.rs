@@ -28,8 +28,6 @@ pub(super) enum Purpose {
     /// Somebody waits for it.
     Reply(Token, Reply),
     Background,
-    /// Only takes its place in the history.
-    Fill,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,7 +61,7 @@ impl InFlight {
     pub(super) fn token(&self) -> Option<Token> {
         match &self.purpose {
             Purpose::Reply(token, _) => Some(*token),
-            Purpose::Election | Purpose::Background | Purpose::Fill => None,
+            Purpose::Election | Purpose::Background => None,
         }
     }
 
@@ -275,7 +273,7 @@ impl Controller {
                 }
             }
             Purpose::Reply(token, reply) => self.committed(version, token, reply),
-            Purpose::Background | Purpose::Fill => {}
+            Purpose::Background => {}
         }
     }
 

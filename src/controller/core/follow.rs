@@ -166,7 +166,8 @@ impl Controller {
             return self.load();
         }
         if first > seen.next() && self.image().is_some() {
-            return self.looks_lost(format!("its stream was purged up to {first}, and this controller has version {seen}"));
+            return self
+                .looks_lost(format!("its stream was purged up to {first}, and this controller has version {seen}"));
         }
         if !snapshot {
             return self.looks_lost("the snapshot that its stream begins from is not in the object store".into());
@@ -323,7 +324,9 @@ impl Controller {
         if let Ok(Some(payload)) = result
             && *payload != own.payload
         {
-            self.halt(format!("version {version} in its stream is not what this controller has: the history is forked"));
+            self.halt(format!(
+                "version {version} in its stream is not what this controller has: the history is forked"
+            ));
         }
         true
     }
@@ -349,7 +352,10 @@ impl Controller {
         match self.role {
             Role::Starting if self.connection.is_some() && (self.image().is_some() || self.may_found()) => {
                 self.role = Role::Standby;
-                self.log(Level::Info, format!("caught up with the history at version {}", self.history.position().version));
+                self.log(
+                    Level::Info,
+                    format!("caught up with the history at version {}", self.history.position().version),
+                );
                 self.try_lease();
             }
             Role::Electing => self.elect(),
@@ -358,7 +364,7 @@ impl Controller {
     }
 
     /// A cluster is founded only where nobody names one for a full session.
-    fn may_found(&mut self) -> bool {
+    fn may_found(&self) -> bool {
         self.mono().since(self.hearing_since) >= self.settings.session_timeout && self.probe.beyond.is_none()
     }
 

@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use api::{
-    AppendResult, Effect, Head, Holder, Identity, Input, LeaseResult, Level, MetadataHolder, Now, ServicesView, Settings,
-    Token,
+    AppendResult, Effect, Head, Holder, Identity, Input, LeaseResult, Level, MetadataHolder, Now, ServicesView,
+    Settings, Token,
 };
 
 use crate::metadata::{Change, History, Image};

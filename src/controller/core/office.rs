@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::append::Purpose;
-use super::{Controller, Effect, ENDED_KEPT, Holder, LeaseResult, Level, Peer};
+use super::{Controller, ENDED_KEPT, Effect, Holder, LeaseResult, Level, Peer};
 use crate::metadata::{Cause, Record};
 use crate::types::{Connection, ControllerEpoch, Monotonic};
 use crate::wire::{Code, ControllerHeartbeat, ControllerRole, WireError, WireMessage};
@@ -15,9 +15,14 @@ pub(super) enum Role {
     Standby,
     /// Holds the lease; its election entry is on the way.
     Electing,
-    Active { epoch: ControllerEpoch, since: Monotonic },
+    Active {
+        epoch: ControllerEpoch,
+        since: Monotonic,
+    },
     /// Stopped writing: the history was lost, went back or forked.
-    Halted { why: String },
+    Halted {
+        why: String,
+    },
 }
 
 impl Role {
@@ -64,7 +69,10 @@ impl Controller {
     }
 
     pub(super) fn on_connected(&mut self, connection: Connection) {
-        self.log(Level::Info, format!("connected to NATS as client {} of server {}", connection.client, connection.server));
+        self.log(
+            Level::Info,
+            format!("connected to NATS as client {} of server {}", connection.client, connection.server),
+        );
         self.connection = Some(connection);
         self.hearing_since = self.mono();
         self.lease = Lease::default();
@@ -174,7 +182,8 @@ impl Controller {
         let message = match ControllerHeartbeat::decode(payload) {
             Ok(message) => message,
             Err(error) => {
-                return self.complain("controller heartbeat", || format!("a controller's heartbeat was refused: {error}"));
+                return self
+                    .complain("controller heartbeat", || format!("a controller's heartbeat was refused: {error}"));
             }
         };
         if message.controller == self.me.controller {
@@ -224,7 +233,9 @@ impl Controller {
             Some((Some(seen), revision)) => {
                 // A former life of this very process, or somebody whose connection ended, holds it no more.
                 let gone = self.ended.contains(&seen.connection)
-                    || (seen.controller == self.me.controller && seen.incarnation != self.me.incarnation && self.alone(seen));
+                    || (seen.controller == self.me.controller
+                        && seen.incarnation != self.me.incarnation
+                        && self.alone(seen));
                 if !gone {
                     return;
                 }

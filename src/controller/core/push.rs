@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde_json::value::RawValue;
 
 use super::follow::size;
@@ -107,8 +106,7 @@ impl Controller {
         let now = self.mono();
         self.push_retry_at = None;
         let overdue = |at: Option<Monotonic>| at.is_some_and(|at| now >= at);
-        let ids: Vec<_> =
-            self.sessions.iter().filter(|(_, s)| overdue(s.push.under_way)).map(|(id, _)| *id).collect();
+        let ids: Vec<_> = self.sessions.iter().filter(|(_, s)| overdue(s.push.under_way)).map(|(id, _)| *id).collect();
         for id in ids {
             if let Some(session) = self.sessions.get_mut(&id) {
                 session.push.under_way = None;
@@ -194,9 +192,4 @@ fn to_entry(message: &crate::metadata::Message) -> Option<PushEntry> {
     let text = std::str::from_utf8(&message.payload).ok()?;
     let entry: Box<RawValue> = RawValue::from_string(text.to_string()).ok()?;
     Some(PushEntry { version: message.version, entry })
-}
-
-/// The bytes of a pushed entry, as they stand in the history.
-pub fn entry_bytes(entry: &PushEntry) -> Bytes {
-    Bytes::copy_from_slice(entry.entry.get().as_bytes())
 }

@@ -8,21 +8,21 @@ use super::office::Role;
 use super::push::PushState;
 use super::{Controller, Effect, Level, Token};
 use crate::metadata::{NodeState, PartitionChange, Record, rules};
-use crate::types::{
-    Connection, DirectoryId, IncarnationId, Monotonic, NodeEpoch, Position, StorageId, TopicId, Version,
-};
+use crate::types::{ClusterId, Connection, IncarnationId, Monotonic, NodeEpoch, Position, StorageId, TopicId, Version};
 use crate::wire::{Code, Health, Heartbeat, HeartbeatAnswer, PairingField, WantedState, WireError, WireMessage};
 
 /// A storage node as it is heard. Kept by active and standby alike, so that a new controller knows the living at once.
 #[derive(Clone, Debug)]
 pub(super) struct Session {
     pub(super) incarnation: IncarnationId,
-    pub(super) directory: DirectoryId,
     pub(super) connection: Option<Connection>,
     pub(super) heard: Option<Monotonic>,
     sequence: u64,
     /// What it has on its disk.
     pub(super) position: Position,
+    /// What its last heartbeat said of itself, be it beyond what we know. Only a restore looks at it.
+    pub(super) claimed: Position,
+    pub(super) cluster: Option<ClusterId>,
     wanted: WantedState,
     pub(super) health: Health,
     /// Its connection ended on its own side, and it was not heard over another one since.
@@ -38,14 +38,15 @@ pub(super) struct Session {
 }
 
 impl Session {
-    fn new(incarnation: IncarnationId, directory: DirectoryId) -> Self {
+    fn new(incarnation: IncarnationId) -> Self {
         Self {
             incarnation,
-            directory,
             connection: None,
             heard: None,
             sequence: 0,
             position: Position::default(),
+            claimed: Position::default(),
+            cluster: None,
             wanted: WantedState::Starting,
             health: Health::default(),
             ended: false,
@@ -65,8 +66,8 @@ impl Controller {
             Err(error) => return self.refuse(token, storage, error),
         };
         if let Err(error) = self.admit(storage, &heartbeat) {
-            if self.role == Role::Starting && self.image().is_none() {
-                self.heard_before_founding(&heartbeat);
+            if self.image().is_none() {
+                self.heard_before_founding(&heartbeat, received_at);
             }
             return self.refuse_heartbeat(token, &heartbeat, error);
         }
@@ -80,10 +81,11 @@ impl Controller {
     }
 
     /// Before there is a cluster here, a node that has one says so.
-    fn heard_before_founding(&mut self, heartbeat: &Heartbeat) {
+    fn heard_before_founding(&mut self, heartbeat: &Heartbeat, received_at: Monotonic) {
         if let Some(cluster) = heartbeat.cluster
             && heartbeat.position.version > Version::ZERO
         {
+            self.hear(heartbeat, received_at);
             self.halt(format!(
                 "storage node {} belongs to cluster {cluster} and has version {}, and there is no history",
                 heartbeat.storage, heartbeat.position.version
@@ -174,7 +176,7 @@ impl Controller {
         if self.ended.contains(&heartbeat.connection) {
             return false;
         }
-        let fresh = || Session::new(heartbeat.incarnation, heartbeat.directory);
+        let fresh = || Session::new(heartbeat.incarnation);
         let session = self.sessions.entry(heartbeat.storage).or_insert_with(fresh);
         if session.incarnation != heartbeat.incarnation {
             let (fenced_at, push) = (session.fenced_at, PushState::default());
@@ -187,6 +189,8 @@ impl Controller {
         session.connection = Some(heartbeat.connection.clone());
         session.heard = Some(session.heard.map_or(received_at, |before| before.max(received_at)));
         session.ended = false;
+        session.claimed = heartbeat.position;
+        session.cluster = heartbeat.cluster;
         session.wanted = heartbeat.wanted;
         session.health = heartbeat.health.clone();
         true
@@ -312,10 +316,8 @@ impl Controller {
 
     pub(super) fn session_registered(&mut self, id: StorageId, incarnation: IncarnationId, version: Version) {
         self.pairing_dirty = true;
-        let directory = self.image().and_then(|image| image.storage.get(&id)?.directory);
-        let Some(directory) = directory else { return };
         // It has not heartbeaten yet: its session counts from its registration.
-        let mut session = Session::new(incarnation, directory);
+        let mut session = Session::new(incarnation);
         session.heard = Some(self.mono());
         session.fenced_at = version;
         self.sessions.insert(id, session);
@@ -349,7 +351,8 @@ impl Controller {
         self.consider_founding();
         let now = self.mono();
         let timeout = self.settings.session_timeout;
-        let gone = self.peers.values().any(|peer| now.since(peer.heard) >= timeout && now.since(peer.heard) < timeout * 2);
+        let gone =
+            self.peers.values().any(|peer| now.since(peer.heard) >= timeout && now.since(peer.heard) < timeout * 2);
         if gone {
             self.pairing_dirty = true;
         }
@@ -438,7 +441,9 @@ impl Controller {
         let wants = |session: &Session| session.wanted == WantedState::Draining && !session.ended;
         let mut drain = None;
         for (id, session) in self.sessions.iter().filter(|(_, session)| wants(session)) {
-            let Some(node) = image.storage.get(id).filter(|node| node.incarnation == session.incarnation) else { continue };
+            let Some(node) = image.storage.get(id).filter(|node| node.incarnation == session.incarnation) else {
+                continue;
+            };
             match node.state {
                 NodeState::Active => drain = Some((*id, NodeState::Active)),
                 NodeState::Draining if node.leaders == 0 => drain = Some((*id, NodeState::Draining)),
@@ -483,5 +488,9 @@ pub(super) fn names(nodes: &BTreeSet<StorageId>) -> String {
     let shown: Vec<_> = nodes.iter().take(SHOWN).map(ToString::to_string).collect();
     let more = nodes.len().saturating_sub(SHOWN);
     let plural = if nodes.len() == 1 { "storage node" } else { "storage nodes" };
-    if more == 0 { format!("{plural} {}", shown.join(", ")) } else { format!("{plural} {} and {more} more", shown.join(", ")) }
+    if more == 0 {
+        format!("{plural} {}", shown.join(", "))
+    } else {
+        format!("{plural} {} and {more} more", shown.join(", "))
+    }
 }

@@ -114,7 +114,10 @@ impl Controller {
         for node in status.storage_nodes.iter().filter(|node| node.state != NodeState::Active) {
             status.problems.push(format!("storage node {} is {}", node.id, node.state.as_str()));
         }
-        let counts = [(status.leaderless_partitions, "without a leader"), (status.under_replicated_partitions, "under-replicated")];
+        let counts = [
+            (status.leaderless_partitions, "without a leader"),
+            (status.under_replicated_partitions, "under-replicated"),
+        ];
         for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
             status.problems.push(format!("{count} partitions are {what}"));
         }
@@ -186,7 +189,8 @@ impl Controller {
 }
 
 fn summarise(topic: &Topic) -> TopicSummary {
-    let count = |pick: fn(&crate::metadata::Partition) -> bool| topic.partitions.iter().filter(|p| pick(p)).count() as u32;
+    let count =
+        |pick: fn(&crate::metadata::Partition) -> bool| topic.partitions.iter().filter(|p| pick(p)).count() as u32;
     TopicSummary {
         name: topic.name.to_string(),
         topic_id: topic.id,
