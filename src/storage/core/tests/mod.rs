@@ -1,0 +1,1 @@
+//! One input, and everything that follows from it.
