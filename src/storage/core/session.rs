@@ -69,6 +69,11 @@ impl Session {
         self.connection = None;
     }
 
+    #[cfg(test)]
+    pub(super) fn last_sequence(&self) -> u64 {
+        self.sequence
+    }
+
     pub(super) fn lease_holds(&self, now: Monotonic) -> bool {
         self.connection.is_some() && self.lease_until.is_some_and(|until| now < until)
     }

@@ -1,1 +1,10 @@
-//! One input, and everything that follows from it.
+//! One input in, the whole list of effects out.
+
+mod drain;
+mod fetch;
+mod hostile;
+mod isr;
+mod lease;
+mod push;
+mod registration;
+mod support;
