@@ -1,5 +1,6 @@
 //! dmq: a Kafka-style partitioned, replicated log whose processes meet on NATS and open no ports to each other.
 
+pub mod bus;
 pub mod disk;
 pub mod metadata;
 pub mod storage;
