@@ -247,6 +247,12 @@ impl Shell {
             Event::Up { generation, connection } if (Link { generation, up: true }) == *self.links.borrow() => {
                 tracing::info!(server = %connection.server, client = connection.client, "connected to NATS");
                 self.feed(Input::Connected(connection)).await;
+                // A move to another subject may have been cut short by the reconnect.
+                if let Some(storage) = self.core.identity().storage
+                    && self.pushes.is_some()
+                {
+                    self.subscribe(storage);
+                }
             }
             Event::Up { .. } => {}
         }
