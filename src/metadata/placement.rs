@@ -91,8 +91,9 @@ fn choose(loads: &BTreeSet<Load>, racks: &BTreeMap<StorageId, Option<Arc<str>>>,
 
 /// Moves preferred leaderships among the new partitions until no node has two more than another that it could reach.
 fn even_leaders(placed: &mut [Vec<StorageId>], mut leaders: BTreeMap<StorageId, i64>) {
-    // Every step lowers the sum of squares, so this ends; the bound keeps a huge request from costing quadratic time.
-    for _ in 0..placed.len().min(10_000) {
+    // Every step lowers the sum of squares, so this ends; each looks at every partition, so the bound keeps a huge request from
+    // costing quadratic time.
+    for _ in 0..placed.len().min(10_000_000 / placed.len().max(1)) {
         let high = leaders.iter().max_by_key(|(_, count)| **count).map(|(node, count)| (*node, *count));
         let low = leaders.values().min().copied();
         let (Some((from, most)), Some(least)) = (high, low) else { return };
