@@ -270,3 +270,8 @@ pub fn restored_base(mut image: Image, from: Position, highest: Version) -> (Ima
     let version = Version((highest / RESTORE_STEP + 1) * RESTORE_STEP);
     (image, Position { version, digest: restored_digest(from, version) })
 }
+
+/// The version that a restored history's base has.
+pub fn restored_version(from: Position, highest: Version) -> Version {
+    Version((highest.max(from.version).0 / RESTORE_STEP + 1) * RESTORE_STEP)
+}

@@ -18,7 +18,7 @@ pub(crate) mod testing;
 
 pub use digest::{chain, restored_digest};
 pub use entry::{Cause, Entry, EntryError, ParsedEntry, digest_of, encode_change};
-pub use history::{Change, History, HistoryError, Message, Offered, VoidReason, restored_base};
+pub use history::{Change, History, HistoryError, Message, Offered, VoidReason, restored_base, restored_version};
 pub use image::{
     ElectedController, Image, InapplicableRecord, MAX_PARTITIONS, MAX_REPLICAS, NodeState, Partition, RequestOutcome,
     StorageNode, Topic,

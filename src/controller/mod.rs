@@ -1,0 +1,3 @@
+//! The metadata service: a replica of the cluster's metadata, one of which is active and alone writes.
+
+pub mod core;
