@@ -5,5 +5,6 @@ pub mod config;
 pub mod controller;
 pub mod disk;
 pub mod metadata;
+pub mod storage;
 pub mod types;
 pub mod wire;

@@ -6,7 +6,5 @@
 
 mod nearest;
 pub mod services;
-mod services_file;
 
 pub use services::{ControllerSubjects, DataTarget, Fault, Owner, Services, StorageSubjects};
-pub use services_file::{ServicesFileError, load as load_services, watch as watch_services};

@@ -63,8 +63,10 @@ struct Entry {
     path: String,
     id: Option<u32>,
     subjects: Vec<(Kind, Given)>,
-    /// The ids on the other side, with their paths; none where the entry says nothing about its pairing.
-    paired: Option<Vec<(String, u32)>>,
+    /// The ids on the other side, with their paths.
+    paired: Vec<(String, u32)>,
+    /// Whether `paired` is all of them: the entry says something about its pairing, and all that it says could be read.
+    paired_is_all: bool,
     rack: Option<String>,
 }
 
@@ -157,39 +159,41 @@ fn shared_default(key: &str, prefix: &str) -> String {
 
 fn read_controller(path: &str, tree: &Tree, prefix: &str, faults: &mut Faults) -> Option<Entry> {
     let (fields, id) = read_entry(path, tree, CONTROLLER_KEYS, &CONTROLLER_KINDS, prefix, faults)?;
-    let mut paired: Option<Vec<(String, u32)>> = None;
+    let mut listed = Vec::new();
+    let mut paired_is_all = false;
     if let Some(one) = fields.get("pairedStorageServiceId") {
-        let at = fields.path("pairedStorageServiceId");
-        paired.get_or_insert_default().extend(read_id(&at, one, faults).map(|id| (at.clone(), id)));
+        listed.push((fields.path("pairedStorageServiceId"), one));
+        paired_is_all = true;
     }
     let key = "pairedStorageServiceIds";
     match fields.get(key) {
         None => {}
         Some(Tree::Array(items)) => {
-            let ids = paired.get_or_insert_default();
-            for (i, item) in items.iter().enumerate() {
-                let at = format!("{}[{i}]", fields.path(key));
-                ids.extend(read_id(&at, item, faults).map(|id| (at, id)));
-            }
+            listed.extend(items.iter().enumerate().map(|(i, item)| (format!("{}[{i}]", fields.path(key)), item)));
+            paired_is_all = true;
         }
         Some(other) => {
             let problem = format!("expected a list of ids, found {}", other.describe());
             faults.add(fields.path(key), problem, "write a list like [0, 1], or one id as \"pairedStorageServiceId\"");
+            paired_is_all = false;
         }
     }
+    let count = listed.len();
+    let readable = listed.into_iter().filter_map(|(at, value)| read_id(&at, value, faults).map(|id| (at, id)));
+    let paired: Vec<_> = readable.collect();
+    paired_is_all &= paired.len() == count;
     let subjects = read_subjects(&fields, &CONTROLLER_KINDS, prefix, id, faults);
-    Some(Entry { path: path.into(), id, subjects, paired, rack: None })
+    Some(Entry { path: path.into(), id, subjects, paired, paired_is_all, rack: None })
 }
 
 fn read_storage(path: &str, tree: &Tree, prefix: &str, faults: &mut Faults) -> Option<Entry> {
     let (fields, id) = read_entry(path, tree, STORAGE_KEYS, &STORAGE_KINDS, prefix, faults)?;
-    let paired = fields.get("pairedMetadataServiceId").map(|value| {
-        let at = fields.path("pairedMetadataServiceId");
-        read_id(&at, value, faults).map(|id| (at, id)).into_iter().collect()
-    });
+    let at = fields.path("pairedMetadataServiceId");
+    let paired = fields.get("pairedMetadataServiceId").and_then(|value| read_id(&at, value, faults));
+    let paired: Vec<_> = paired.map(|id| (at, id)).into_iter().collect();
     let rack = fields.get("rack").and_then(|value| read_rack(fields.path("rack"), value, faults));
     let subjects = read_subjects(&fields, &STORAGE_KINDS, prefix, id, faults);
-    Some(Entry { path: path.into(), id, subjects, paired, rack })
+    Some(Entry { path: path.into(), id, subjects, paired_is_all: !paired.is_empty(), paired, rack })
 }
 
 fn read_entry<'a>(
@@ -383,7 +387,7 @@ fn assemble(file: &File, faults: &mut Faults) -> Services {
             }
         }
     }
-    services.pairing = pair(&controllers, &storages, faults);
+    services.pairing = pair(file, &controllers, &storages, faults);
     services.controllers = controllers.keys().map(|id| ControllerId(*id)).collect();
     services.storages = storages.iter().map(|(id, entry)| (StorageId(*id), entry.rack.clone())).collect();
     services
@@ -446,15 +450,12 @@ fn kind_name(kind: Kind) -> String {
 
 /// No two services share a subject, and none has one that is another's default or is reserved.
 fn check_subjects<'a>(file: &File, entries: impl Iterator<Item = &'a Entry>, faults: &mut Faults) {
-    let shared: Vec<_> = SHARED_KEYS
-        .iter()
-        .map(|key| {
-            let given = file.shared.get(key).map(|given| given.subject.clone());
-            let subject = given.unwrap_or_else(|| shared_default(key, &file.prefix));
-            (subject == shared_default(key, &file.prefix), subject, *key)
-        })
-        .map(|(_, subject, key)| (reserve(key, &subject), subject, shared_name(key)))
-        .collect();
+    let shared = SHARED_KEYS.iter().map(|key| {
+        let given = file.shared.get(key).map(|given| given.subject.clone());
+        let subject = given.unwrap_or_else(|| shared_default(key, &file.prefix));
+        (reserve(key, &subject), subject, shared_name(key))
+    });
+    let shared: Vec<_> = shared.collect();
     let wildcards: Vec<_> = Kind::all().map(|kind| (kind, kind.default_subject(&file.prefix, '*'))).collect();
     let mut first: HashMap<&str, &str> = HashMap::new();
     for entry in entries {
@@ -490,14 +491,21 @@ fn check_subjects<'a>(file: &File, entries: impl Iterator<Item = &'a Entry>, fau
 
 /// Who is paired with whom. Either side may say so; what both say must agree.
 fn pair(
+    file: &File,
     controllers: &BTreeMap<u32, &Entry>,
     storages: &BTreeMap<u32, &Entry>,
     faults: &mut Faults,
 ) -> BTreeMap<StorageId, ControllerId> {
+    // An entry whose id cannot be read may be the one that is missed.
+    let all_controllers = file.controllers.iter().all(|entry| entry.id.is_some());
+    let all_storages = file.storages.iter().all(|entry| entry.id.is_some());
     let mut pairing: BTreeMap<u32, (u32, &str)> = BTreeMap::new();
     for (controller, entry) in controllers {
-        for (path, storage) in entry.paired.iter().flatten() {
+        for (path, storage) in &entry.paired {
             if !storages.contains_key(storage) {
+                if !all_storages {
+                    continue;
+                }
                 let problem = format!("there is no storage service {storage} in the file");
                 faults.add(path, problem, "add it to \"storageServices\", or remove it here");
             } else if let Some((other, first)) = pairing.get(storage) {
@@ -510,8 +518,11 @@ fn pair(
         }
     }
     for (storage, entry) in storages {
-        let Some((path, controller)) = entry.paired.as_ref().and_then(|ids| ids.first()) else { continue };
+        let Some((path, controller)) = entry.paired.first() else { continue };
         let Some(other) = controllers.get(controller) else {
+            if !all_controllers {
+                continue;
+            }
             let problem = format!("there is no metadata service {controller} in the file");
             faults.add(path, problem, "add it to \"metadataServices\", or name one that is there");
             continue;
@@ -523,7 +534,7 @@ fn pair(
                     format!("it says {controller}, but {first} pairs storage service {storage} with {paired}");
                 faults.add(path, problem, format!("write {paired} here, or remove {storage} there"));
             }
-            None if other.paired.is_some() => {
+            None if other.paired_is_all => {
                 let there = &other.path;
                 let problem = format!("it says {controller}, but {there} does not list storage service {storage}");
                 faults.add(path, problem, format!("add {storage} to {there}.pairedStorageServiceIds"));
