@@ -3,6 +3,7 @@
 pub mod bus;
 pub mod cli;
 pub mod client;
+pub mod config;
 pub mod metadata;
 pub mod types;
 pub mod wire;
