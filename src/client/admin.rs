@@ -174,7 +174,8 @@ impl Admin {
             let wait = DEFAULT_WAIT.min(self.deadline / 2);
             terms.wait_ms = Some(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
         }
-        let fresh = || RequestId::new(&Uuid::new_v4().to_string()).expect("a UUID has 36 characters of 0-9, a-f and '-'");
+        let fresh =
+            || RequestId::new(&Uuid::new_v4().to_string()).expect("a UUID has 36 characters of 0-9, a-f and '-'");
         terms.request_id.get_or_insert_with(fresh).clone()
     }
 

@@ -20,13 +20,13 @@ pub trait Subjects: Send + Sync {
 
 /// Whether the connection is up. The generation rises with each that comes up.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(super) struct Link {
-    pub(super) generation: u64,
-    pub(super) up: bool,
+pub(crate) struct Link {
+    pub(crate) generation: u64,
+    pub(crate) up: bool,
 }
 
 /// Connects, within a time.
-pub(super) async fn connect(
+pub(crate) async fn connect(
     address: &str,
     options: ConnectOptions,
     name: String,

@@ -8,15 +8,15 @@ use crate::types::{ClusterId, ControllerId, Position, StorageId};
 use crate::wire::{ChunkHeader, Code, FetchAnswer, FetchRequest, PushEntry, WireError, WireMessage};
 
 /// The header that says what a piece of a snapshot is a piece of.
-pub(super) const CHUNK_HEADER: &str = "Dmq-Chunk";
+pub(crate) const CHUNK_HEADER: &str = "Dmq-Chunk";
 
-pub(super) struct Served {
-    pub(super) header: Option<String>,
-    pub(super) body: Bytes,
+pub(crate) struct Served {
+    pub(crate) header: Option<String>,
+    pub(crate) body: Bytes,
 }
 
 /// Blocks on the disk.
-pub(super) fn serve(
+pub(crate) fn serve(
     reader: &MetadataReader,
     cluster: ClusterId,
     storage: StorageId,
