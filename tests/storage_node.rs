@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_nats::{Client, Message, Subscriber};
 use bytes::Bytes;
+use dmq::config::Services;
 use dmq::metadata::{Entry, History, NodeState, Record, encode_change};
 use dmq::storage::core::Settings;
 use dmq::storage::{Data, Options, StorageError, Subjects, run_until};
@@ -24,26 +25,6 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const CLUSTER: ClusterId = ClusterId(uuid::Uuid::from_u128(1));
 const NODE: StorageId = StorageId(4);
 
-struct Plain;
-
-impl Subjects for Plain {
-    fn heartbeat(&self, storage: StorageId) -> String {
-        format!("dmq.heartbeat.{storage}")
-    }
-    fn push(&self, storage: StorageId) -> String {
-        format!("dmq.metadata.push.{storage}")
-    }
-    fn ack(&self, storage: StorageId) -> String {
-        format!("dmq.metadata.ack.{storage}")
-    }
-    fn fetch(&self, controller: ControllerId) -> String {
-        format!("dmq.metadata.fetch.{controller}")
-    }
-    fn admin(&self, noun: &str, verb: &str) -> String {
-        format!("dmq.admin.{noun}.{verb}")
-    }
-}
-
 struct Running {
     shutdown: mpsc::Sender<()>,
     task: JoinHandle<Result<(), StorageError>>,
@@ -56,6 +37,7 @@ impl Running {
 }
 
 fn options(nats: &NatsServer, directory: &Path) -> Options {
+    let services = Services::default_with("dmq").expect("the default prefix is a good one");
     Options {
         data: Data::Directory(directory.to_owned()),
         id: None,
@@ -65,7 +47,7 @@ fn options(nats: &NatsServer, directory: &Path) -> Options {
         connect: async_nats::ConnectOptions::new(),
         connect_timeout: Duration::from_secs(5),
         // The sender may go: these subjects never change.
-        subjects: watch::channel(Arc::new(Plain) as Arc<dyn Subjects>).1,
+        subjects: watch::channel(Arc::new(services) as Arc<dyn Subjects>).1,
     }
 }
 

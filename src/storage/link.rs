@@ -7,6 +7,7 @@ use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::watch;
 
 use super::StorageError;
+use crate::config::Services;
 use crate::types::{ControllerId, StorageId};
 
 /// The subjects of whoever this node speaks to: what services.json says.
@@ -16,6 +17,28 @@ pub trait Subjects: Send + Sync {
     fn ack(&self, storage: StorageId) -> String;
     fn fetch(&self, controller: ControllerId) -> String;
     fn admin(&self, noun: &str, verb: &str) -> String;
+}
+
+impl Subjects for Services {
+    fn heartbeat(&self, storage: StorageId) -> String {
+        self.storage(storage).heartbeat
+    }
+
+    fn push(&self, storage: StorageId) -> String {
+        self.storage(storage).push
+    }
+
+    fn ack(&self, storage: StorageId) -> String {
+        self.storage(storage).ack
+    }
+
+    fn fetch(&self, controller: ControllerId) -> String {
+        self.controller(controller).fetch
+    }
+
+    fn admin(&self, noun: &str, verb: &str) -> String {
+        self.admin_subject(noun, verb)
+    }
 }
 
 /// Whether the connection is up. The generation rises with each that comes up.

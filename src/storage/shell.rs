@@ -466,7 +466,8 @@ impl Shell {
         let Some(image) = self.core.history().image() else { return };
         self.compacting = true;
         let image = Box::new(image.clone());
-        self.write(Job::Compact { image, position, controller_epoch: self.core.controller_epoch() });
+        let (controller_epoch, back) = (self.core.controller_epoch(), self.writer.clone());
+        self.write(Job::Compact { image, position, controller_epoch, back });
     }
 
     /// Measures for the next heartbeat, unless the measurement before still waits for the disk.

@@ -264,7 +264,7 @@ impl StorageCore {
                 self.exit(format!("this node was removed from the cluster: {error}"), 1, out);
                 return;
             }
-            Code::UnknownNode | Code::StaleNodeEpoch | Code::DuplicateNode if counts => {
+            Code::UnknownNode | Code::StaleNodeEpoch | Code::DuplicateNode | Code::DirectoryMismatch if counts => {
                 self.session.revoke();
                 self.tell_may_lead(now, out);
                 self.register_anew(now);

@@ -163,7 +163,7 @@ fn another_incarnation_in_the_metadata_takes_the_leadership_away() {
 
 #[test]
 fn a_lost_registration_is_made_anew_and_the_lease_ends() {
-    for code in [Code::UnknownNode, Code::StaleNodeEpoch, Code::DuplicateNode] {
+    for code in [Code::UnknownNode, Code::StaleNodeEpoch, Code::DuplicateNode, Code::DirectoryMismatch] {
         let ledger = Ledger::with_nodes();
         let mut node = Node::running(&ledger);
         node.heartbeat_now();
