@@ -11,6 +11,7 @@ mod hint;
 mod metadata;
 mod node;
 mod output;
+mod process;
 mod services;
 mod session;
 mod storage;

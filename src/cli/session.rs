@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
 use tokio::time::Instant;
 
 use super::global::GlobalArgs;
+use super::process;
 use crate::client::Admin;
+use crate::config;
 
 pub struct Session {
     pub client: async_nats::Client,
@@ -15,21 +16,12 @@ pub struct Session {
 
 pub async fn open(global: &GlobalArgs) -> anyhow::Result<Session> {
     let deadline = Instant::now() + global.deadline();
-    let client = connect(global, deadline).await?;
+    let settings = process::settings(global)?;
+    let named = process::services_now(&settings)?;
+    // Some time has to be left for the question itself.
+    let connecting = global.deadline() * 3 / 4;
+    let client = config::connect(&settings.nats, "dmq command line", connecting, false).await?.client;
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
-    let admin = Admin::new(client.clone(), "dmq.admin").within(left);
+    let admin = Admin::new(client.clone(), &named.admin_prefix()).within(left);
     Ok(Session { client, admin })
-}
-
-async fn connect(global: &GlobalArgs, deadline: Instant) -> anyhow::Result<async_nats::Client> {
-    let from_env = || std::env::var("DMQ_NATS_URL").or_else(|_| std::env::var("NATS_URL")).ok();
-    let urls = if global.nats_url.is_empty() {
-        from_env().unwrap_or_else(|| "nats://127.0.0.1:4222".into())
-    } else {
-        global.nats_url.join(",")
-    };
-    let servers: Vec<_> = urls.split(',').map(|url| url.trim().to_owned()).collect();
-    let connecting = async_nats::ConnectOptions::new().name("dmq command line").connect(servers);
-    let connected = tokio::time::timeout_at(deadline, connecting).await.context("no answer in time");
-    connected.and_then(|connected| Ok(connected?)).with_context(|| format!("cannot reach NATS at {urls}"))
 }
