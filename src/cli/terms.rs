@@ -43,7 +43,9 @@ pub fn key_value(text: &str) -> Result<(String, String), String> {
 }
 
 /// Pairs as a map; the same key twice is a mistake.
-pub fn unique<V>(pairs: impl IntoIterator<Item = (String, V)>) -> anyhow::Result<std::collections::BTreeMap<String, V>> {
+pub fn unique<V>(
+    pairs: impl IntoIterator<Item = (String, V)>,
+) -> anyhow::Result<std::collections::BTreeMap<String, V>> {
     let mut map = std::collections::BTreeMap::new();
     for (key, value) in pairs {
         anyhow::ensure!(!map.contains_key(&key), "{key} is given twice; give it once");

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::attempts::{self, Attempt, Repeat};
+use super::attempts::{self, Attempt, Pace, Repeat};
 use crate::bus::{BusError, raw};
 use crate::types::RequestId;
 use crate::wire::admin::{
@@ -174,7 +174,8 @@ impl Admin {
             let wait = DEFAULT_WAIT.min(self.deadline / 2);
             terms.wait_ms = Some(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
         }
-        let fresh = || RequestId::new(&Uuid::new_v4().to_string()).expect("a UUID has 36 characters of 0-9, a-f and '-'");
+        let fresh =
+            || RequestId::new(&Uuid::new_v4().to_string()).expect("a UUID has 36 characters of 0-9, a-f and '-'");
         terms.request_id.get_or_insert_with(fresh).clone()
     }
 
@@ -220,7 +221,7 @@ impl Admin {
                 outcome
             }
         };
-        let outcome = attempts::run(deadline, question.repeat, attempt).await;
+        let outcome = attempts::run(deadline, Pace::default(), question.repeat, attempt).await;
         let verb = || format!("{} {}", question.noun, question.verb);
         match outcome {
             Ok(answer) => Ok(answer),

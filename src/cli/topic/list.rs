@@ -26,8 +26,12 @@ fn table(list: &TopicList, width: usize) -> String {
     ];
     let mut table = Table::new(&columns, width);
     for topic in &list.topics {
-        let counts =
-            [topic.partitions, topic.replication_factor, topic.leaderless_partitions, topic.under_replicated_partitions];
+        let counts = [
+            topic.partitions,
+            topic.replication_factor,
+            topic.leaderless_partitions,
+            topic.under_replicated_partitions,
+        ];
         table.row(std::iter::once(topic.name.clone()).chain(counts.map(|count| count.to_string())));
     }
     table.render()
