@@ -6,5 +6,7 @@
 
 mod nearest;
 pub mod services;
+pub mod services_file;
 
 pub use services::{ControllerSubjects, DataTarget, Fault, Owner, Services, StorageSubjects};
+pub use services_file::{ServicesFileError, Watcher};
