@@ -9,6 +9,8 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::time::Instant;
 
+const LONGEST_PATIENCE: Duration = Duration::from_secs(4);
+
 /// How attempts follow each other.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
@@ -79,12 +81,14 @@ where
             () = tokio::time::sleep_until(deadline) => return Err(why),
             () = launch => {
                 let now = Instant::now();
+                if !pending.is_empty() {
+                    patience = (patience * 2).min(LONGEST_PATIENCE);
+                }
                 pending.push(attempt(deadline.saturating_duration_since(now)));
                 launch_at = match repeat {
                     Repeat::Freely => Some(now + patience),
                     Repeat::OnlyAfterRefusal => None,
                 };
-                patience *= 2;
             }
         }
     }
@@ -126,8 +130,9 @@ mod tests {
     #[tokio::test]
     async fn attempts_end_with_the_deadline_and_say_why_the_last_one_failed() {
         let (start, deadline) = (Instant::now(), within(50));
+        let fast = Pace { longest_backoff: Duration::from_micros(100), ..pace() };
         let outcome: Result<(), _> =
-            run(deadline, pace(), Repeat::Freely, async |_| Attempt::Again("nobody listens")).await;
+            run(deadline, fast, Repeat::Freely, async |_| Attempt::Again("nobody listens")).await;
         assert_eq!(outcome, Err(Some("nobody listens")));
         assert!(start.elapsed() >= MS(50));
     }
