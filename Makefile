@@ -1,0 +1,45 @@
+# Everything that a person or CI runs. A Rust toolchain, make and python3 with pip are all that must be there before.
+
+.DEFAULT_GOAL := help
+
+# The tests' profile, so that what `make test` built serves `make dev` and the other way round.
+BUILD := cargo build --locked --profile test
+DMQ := target/debug/dmq
+
+CONTROLLERS ?= 3
+STORAGE ?= 3
+DATA ?= .dev
+
+.PHONY: help
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: dev
+dev: ## Run a whole cluster on this machine (CONTROLLERS=3 STORAGE=3 DATA=.dev ARGS=...)
+	$(BUILD)
+	@server=$$(python3 tools/nats-server.py) && set -x && \
+	exec $(DMQ) dev --controllers $(CONTROLLERS) --storage $(STORAGE) --data $(DATA) --nats-server "$$server" $(ARGS)
+
+.PHONY: test
+test: ## Run every test that needs no Docker (ARGS='--test harness' for some)
+	server=$$(python3 tools/nats-server.py) && DMQ_TEST_NATS_SERVER=$$server cargo test --locked $(ARGS)
+
+.PHONY: build
+build: ## Build the binary that the figures are measured with: target/release/dmq
+	cargo build --locked --release
+
+.PHONY: verify
+verify: ## Check formatting, lints and documentation; write nothing
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+
+.PHONY: fix
+fix: ## Mend what formatting and lints can mend
+	cargo clippy --locked --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt
+
+.PHONY: compose-test
+compose-test: ## Start docker-compose.yml with local images, break it, see it heal
+	$(BUILD)
+	tests/compose/run $(ARGS)

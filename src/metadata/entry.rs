@@ -1,0 +1,228 @@
+//! The envelope of a history's message: who wrote it, on top of what, why, and the records that it brings.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::digest::chain;
+use super::record::Record;
+use crate::types::{ClusterId, ControllerEpoch, Digest, Position, RequestId, Version, WallTime};
+
+/// The `type` of every message of the history, with the version of the envelope's format.
+pub const ENTRY_TYPE: &str = "dmq.entry.v1";
+
+/// Why a change was made, in words for the person who reads the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cause(pub Arc<str>);
+
+impl<T: Into<Arc<str>>> From<T> for Cause {
+    fn from(words: T) -> Self {
+        Self(words.into())
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What one change says of itself, whatever number of messages it takes.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub cluster: ClusterId,
+    pub controller_epoch: ControllerEpoch,
+    /// Where the history stands before the change.
+    pub previous: Position,
+    pub committed_at: WallTime,
+    pub cause: Cause,
+    /// The request that asked for it, with a fingerprint of what it asked and the answer that a retry gets, as JSON.
+    pub request: Option<(RequestId, u64, Arc<str>)>,
+    pub records: Vec<Record>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope<'a> {
+    r#type: &'static str,
+    cluster: ClusterId,
+    controller_epoch: ControllerEpoch,
+    previous: Position,
+    committed_at: WallTime,
+    cause: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<RequestField<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    part: Option<PartField>,
+    records: &'a [Record],
+}
+
+#[derive(Serialize)]
+struct RequestField<'a> {
+    id: &'a RequestId,
+    fingerprint: u64,
+    answer: &'a str,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PartField {
+    /// From 0.
+    pub number: u32,
+    pub last: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum EntryError {
+    #[error(
+        "one record of the change, or what it says of itself, takes {size} bytes, more than the {limit} that a message may have"
+    )]
+    RecordTooLarge { size: usize, limit: usize },
+}
+
+/// The messages that carry a change, each at most `limit` bytes, in order. The first takes the version after `previous`.
+///
+/// Usually one. Where the records don't fit, they are spread over several, and the change takes effect with the last.
+pub fn encode_change(entry: &Entry, limit: usize) -> Result<Vec<Bytes>, EntryError> {
+    let whole = encode_part(entry, &entry.records, None);
+    if whole.len() <= limit {
+        return Ok(vec![whole.into()]);
+    }
+    let overhead = encode_part(entry, &[], Some(PartField { number: u32::MAX, last: false })).len();
+    if overhead > limit {
+        return Err(EntryError::RecordTooLarge { size: overhead, limit });
+    }
+    let mut groups: Vec<&[Record]> = Vec::new();
+    let (mut start, mut size) = (0, overhead);
+    for (index, record) in entry.records.iter().enumerate() {
+        let bytes = serde_json::to_vec(record).expect("records have string keys only").len() + 1;
+        if overhead + bytes > limit {
+            return Err(EntryError::RecordTooLarge { size: bytes, limit: limit.saturating_sub(overhead) });
+        }
+        if size + bytes > limit {
+            groups.push(&entry.records[start..index]);
+            (start, size) = (index, overhead);
+        }
+        size += bytes;
+    }
+    groups.push(&entry.records[start..]);
+    let last = groups.len() - 1;
+    let encode = |(number, records): (usize, &&[Record])| {
+        encode_part(entry, records, Some(PartField { number: number as u32, last: number == last })).into()
+    };
+    Ok(groups.iter().enumerate().map(encode).collect())
+}
+
+fn encode_part(entry: &Entry, records: &[Record], part: Option<PartField>) -> Vec<u8> {
+    let request =
+        entry.request.as_ref().map(|(id, fingerprint, answer)| RequestField { id, fingerprint: *fingerprint, answer });
+    let envelope = Envelope {
+        r#type: ENTRY_TYPE,
+        cluster: entry.cluster,
+        controller_epoch: entry.controller_epoch,
+        previous: entry.previous,
+        committed_at: entry.committed_at,
+        cause: &entry.cause.0,
+        request,
+        part,
+        records,
+    };
+    serde_json::to_vec(&envelope).expect("an envelope has string keys only")
+}
+
+/// A message of the history whose envelope is ours. Its records are not looked at yet.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ParsedEntry<'a> {
+    #[serde(borrow)]
+    pub r#type: Cow<'a, str>,
+    pub cluster: ClusterId,
+    pub controller_epoch: ControllerEpoch,
+    pub previous: Position,
+    pub committed_at: WallTime,
+    #[serde(borrow)]
+    pub cause: Cow<'a, str>,
+    #[serde(default)]
+    pub request: Option<ParsedRequest>,
+    #[serde(default)]
+    pub part: Option<PartField>,
+    #[serde(borrow)]
+    records: &'a RawValue,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct ParsedRequest {
+    pub id: RequestId,
+    pub fingerprint: u64,
+    pub answer: Arc<str>,
+}
+
+impl<'a> ParsedEntry<'a> {
+    /// None where the payload is not an envelope of ours.
+    pub fn parse(payload: &'a [u8]) -> Option<Self> {
+        let parsed: Self = serde_json::from_slice(payload).ok()?;
+        parsed.r#type.starts_with("dmq.entry.").then_some(parsed)
+    }
+
+    pub fn records(&self) -> Result<Vec<Record>, serde_json::Error> {
+        serde_json::from_str(self.records.get())
+    }
+}
+
+/// The digest after the messages of a change, the first of which is at `first`.
+pub fn digest_of(previous: Digest, first: Version, messages: &[Bytes]) -> Digest {
+    let versions = (first.0..).map(Version);
+    messages.iter().zip(versions).fold(previous, |digest, (payload, version)| chain(digest, version, payload))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(records: Vec<Record>) -> Entry {
+        Entry {
+            cluster: ClusterId(uuid::Uuid::from_u128(1)),
+            controller_epoch: ControllerEpoch(3),
+            previous: Position { version: Version(4), digest: Digest([7; 16]) },
+            committed_at: WallTime(1_795_552_800_123),
+            cause: "asked by a test".into(),
+            request: Some((RequestId::new("r-1").unwrap(), 9, r#"{"version":5}"#.into())),
+            records,
+        }
+    }
+
+    #[test]
+    fn a_change_that_fits_is_one_message_that_reads_back() {
+        let messages = encode_change(&entry(vec![Record::NoOp {}]), 1_000_000).unwrap();
+        assert_eq!(messages.len(), 1);
+        let parsed = ParsedEntry::parse(&messages[0]).unwrap();
+        assert_eq!(parsed.records().unwrap(), vec![Record::NoOp {}]);
+        assert_eq!(
+            (parsed.controller_epoch, parsed.part, &*parsed.cause),
+            (ControllerEpoch(3), None, "asked by a test")
+        );
+        assert_eq!(&*parsed.request.unwrap().answer, r#"{"version":5}"#);
+    }
+
+    #[test]
+    fn a_change_that_does_not_fit_is_split_in_order_and_no_part_exceeds_the_limit() {
+        let record = |n| Record::PairingChanged { storage: crate::types::StorageId(n), controller: None };
+        let records: Vec<_> = (0..100).map(record).collect();
+        let messages = encode_change(&entry(records.clone()), 1000).unwrap();
+        assert!(messages.len() > 2 && messages.iter().all(|m| m.len() <= 1000));
+        let parts: Vec<_> = messages.iter().map(|m| ParsedEntry::parse(m).unwrap()).collect();
+        assert!(parts.iter().enumerate().all(|(n, p)| p.part.unwrap().number as usize == n));
+        assert!(parts.iter().rev().skip(1).all(|p| !p.part.unwrap().last) && parts.last().unwrap().part.unwrap().last);
+        assert_eq!(parts.iter().flat_map(|p| p.records().unwrap()).collect::<Vec<_>>(), records);
+    }
+
+    #[test]
+    fn what_is_not_our_envelope_is_no_entry() {
+        for payload in [&b"hello"[..], b"{}", b"", b"[1,2]", br#"{"type":"other"}"#, &[0xff; 40]] {
+            assert!(ParsedEntry::parse(payload).is_none());
+        }
+    }
+}

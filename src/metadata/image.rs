@@ -1,0 +1,479 @@
+//! The image: the state that the history folds to. It changes only by records, in [`Image::apply`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+
+use super::record::{PartitionChange, Record, SnapshotRef};
+use crate::types::{
+    ClusterId, ControllerEpoch, ControllerId, DirectoryId, IncarnationId, LeaderEpoch, NodeEpoch, PairingEpoch,
+    PartitionEpoch, PartitionId, Position, RequestId, StorageId, TopicId, TopicName, Version,
+};
+
+/// How many answered requests are remembered, so that a retry gets the same answer.
+pub const REQUESTS_KEPT: usize = 4096;
+
+/// The most replicas of one partition.
+pub const MAX_REPLICAS: usize = 32;
+
+/// The most partitions of one topic, and how many can be made at once.
+pub const MAX_PARTITIONS: u32 = 1_000_000;
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NodeState {
+    /// Leads nothing and is in no new in-sync set: it has not caught up, fell silent, or cannot work.
+    Fenced,
+    Active,
+    /// Wants to stop: gives its leaderships away and takes no new replica.
+    Draining,
+    /// Gone for good. The entry remains so that its directory is recognised.
+    Removed,
+}
+
+impl NodeState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fenced => "fenced",
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Removed => "removed",
+        }
+    }
+
+    /// Whether the node may hold a lease: it works, and leads what it has not yet given away.
+    pub fn serves(self) -> bool {
+        match self {
+            Self::Active | Self::Draining => true,
+            Self::Fenced | Self::Removed => false,
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StorageNode {
+    /// None where the directory was lost and its id waits for another one.
+    pub directory: Option<DirectoryId>,
+    pub incarnation: IncarnationId,
+    pub epoch: NodeEpoch,
+    pub state: NodeState,
+    pub rack: Option<Arc<str>>,
+    pub pairing: Option<ControllerId>,
+    pub pairing_epoch: PairingEpoch,
+    /// Partitions that it leads. Derived from the topics.
+    pub leaders: u32,
+    /// Partitions of which it holds a replica, those that it leads included. Derived from the topics.
+    pub replicas: u32,
+}
+
+impl StorageNode {
+    pub fn followers(&self) -> u32 {
+        self.replicas - self.leaders
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Partition {
+    /// In order of preference, no node twice.
+    pub replicas: SmallVec<[StorageId; 3]>,
+    /// Bit n: the replica at index n is in sync.
+    isr: u32,
+    pub leader: Option<StorageId>,
+    pub leader_epoch: LeaderEpoch,
+    pub epoch: PartitionEpoch,
+}
+
+impl Partition {
+    pub fn new(replicas: &[StorageId]) -> Self {
+        Self {
+            isr: bits(replicas.len()),
+            leader: replicas.first().copied(),
+            replicas: replicas.into(),
+            leader_epoch: LeaderEpoch(0),
+            epoch: PartitionEpoch(0),
+        }
+    }
+
+    /// The in-sync replicas, in order of preference.
+    pub fn isr(&self) -> impl Iterator<Item = StorageId> + '_ {
+        self.replicas.iter().enumerate().filter(|(n, _)| self.isr & (1 << n) != 0).map(|(_, node)| *node)
+    }
+
+    pub fn in_sync(&self, node: StorageId) -> bool {
+        self.isr().any(|member| member == node)
+    }
+
+    pub fn isr_len(&self) -> usize {
+        self.isr.count_ones() as usize
+    }
+
+    pub fn under_replicated(&self) -> bool {
+        self.isr != bits(self.replicas.len())
+    }
+
+    /// Sets the in-sync replicas. False, and nothing is changed, where one is not a replica or there would be none.
+    pub(super) fn set_isr(&mut self, members: &[StorageId]) -> bool {
+        let mut isr = 0;
+        for member in members {
+            let Some(index) = self.replicas.iter().position(|replica| replica == member) else { return false };
+            isr |= 1 << index;
+        }
+        if isr != 0 {
+            self.isr = isr;
+        }
+        isr != 0
+    }
+}
+
+fn bits(count: usize) -> u32 {
+    if count >= 32 { u32::MAX } else { (1 << count) - 1 }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Topic {
+    pub id: TopicId,
+    pub name: TopicName,
+    pub created: Version,
+    /// The last change of its name, configuration or number of partitions; leaders and in-sync replicas don't count.
+    pub changed: Version,
+    pub config: BTreeMap<String, String>,
+    pub partitions: Vec<Partition>,
+    /// Partitions whose last in-sync replica was in a directory that is lost: nobody else can lead them.
+    pub waits_for: BTreeMap<PartitionId, DirectoryId>,
+}
+
+impl Topic {
+    pub fn unclean_election(&self) -> bool {
+        self.config.get(super::config::UNCLEAN_ELECTION).is_some_and(|value| value == "true")
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ElectedController {
+    pub id: ControllerId,
+    pub directory: DirectoryId,
+    pub incarnation: IncarnationId,
+    pub epoch: ControllerEpoch,
+}
+
+/// What a request came to, for its retries.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RequestOutcome {
+    /// Of what was asked: the same id with another request is a mistake, not a retry.
+    pub fingerprint: u64,
+    pub version: Version,
+    /// JSON.
+    pub answer: Arc<str>,
+}
+
+/// The metadata at one position. Cloning costs one reference per topic and node, not per partition.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Image {
+    pub cluster: ClusterId,
+    pub controller: Option<ElectedController>,
+    pub storage: BTreeMap<StorageId, StorageNode>,
+    /// Above every storage id that was ever given out.
+    pub next_storage: u32,
+    pub topics: BTreeMap<TopicId, Arc<Topic>>,
+    pub names: BTreeMap<TopicName, TopicId>,
+    /// How many topics were ever created: moves the starting point of placement.
+    pub topics_created: u64,
+    pub snapshot: Option<SnapshotRef>,
+    /// Where the history stood that the last restore began from.
+    pub restored_from: Option<Position>,
+    pub(super) requests: BTreeMap<RequestId, RequestOutcome>,
+    pub(super) request_order: VecDeque<RequestId>,
+}
+
+/// A record that makes no sense where it stands: its writer broke a rule, or the history is another one. Whoever meets it stops.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct InapplicableRecord(pub String);
+
+macro_rules! inapplicable {
+    ($($words:tt)*) => { InapplicableRecord(format!($($words)*)) };
+}
+
+impl Image {
+    pub(super) fn empty(cluster: ClusterId) -> Self {
+        Self {
+            cluster,
+            controller: None,
+            storage: BTreeMap::new(),
+            next_storage: 0,
+            topics: BTreeMap::new(),
+            names: BTreeMap::new(),
+            topics_created: 0,
+            snapshot: None,
+            restored_from: None,
+            requests: BTreeMap::new(),
+            request_order: VecDeque::new(),
+        }
+    }
+
+    pub fn topic(&self, name: &str) -> Option<&Arc<Topic>> {
+        self.topics.get(self.names.get(name)?)
+    }
+
+    pub fn partition(&self, topic: TopicId, partition: PartitionId) -> Option<&Partition> {
+        self.topics.get(&topic)?.partitions.get(partition as usize)
+    }
+
+    pub fn request(&self, id: &RequestId) -> Option<&RequestOutcome> {
+        self.requests.get(id)
+    }
+
+    pub fn active_nodes(&self) -> impl Iterator<Item = (StorageId, &StorageNode)> {
+        self.storage.iter().filter(|(_, node)| node.state == NodeState::Active).map(|(id, node)| (*id, node))
+    }
+
+    pub fn is_active(&self, node: StorageId) -> bool {
+        self.storage.get(&node).is_some_and(|node| node.state == NodeState::Active)
+    }
+
+    /// The node whose directory this is.
+    pub fn by_directory(&self, directory: DirectoryId) -> Option<(StorageId, &StorageNode)> {
+        let holds = |node: &StorageNode| node.directory == Some(directory);
+        self.storage.iter().find(|(_, node)| holds(node)).map(|(id, node)| (*id, node))
+    }
+
+    pub fn controller_epoch(&self) -> ControllerEpoch {
+        self.controller.as_ref().map_or(ControllerEpoch(0), |controller| controller.epoch)
+    }
+
+    pub(super) fn remember(&mut self, id: RequestId, outcome: RequestOutcome) {
+        if self.requests.insert(id.clone(), outcome).is_none() {
+            self.request_order.push_back(id);
+        }
+        if self.request_order.len() > REQUESTS_KEPT
+            && let Some(oldest) = self.request_order.pop_front()
+        {
+            self.requests.remove(&oldest);
+        }
+    }
+
+    /// Applies one record of the change that takes effect at `version`.
+    pub(super) fn apply(&mut self, version: Version, record: &Record) -> Result<(), InapplicableRecord> {
+        match record {
+            Record::ClusterFounded { .. } => return Err(inapplicable!("a cluster is founded once, at the beginning")),
+            Record::ClusterRestored { from } => self.restored_from = Some(*from),
+            Record::ControllerElected { controller, directory, incarnation } => {
+                let (id, directory, incarnation) = (*controller, *directory, *incarnation);
+                self.controller =
+                    Some(ElectedController { id, directory, incarnation, epoch: ControllerEpoch(version.0) });
+            }
+            Record::SnapshotCommitted { snapshot } => self.snapshot = Some(snapshot.clone()),
+            Record::StorageRegistered { storage, directory, incarnation, rack } => {
+                self.register(version, *storage, *directory, *incarnation, rack.clone());
+            }
+            Record::StorageStateChanged { storage, node_epoch, state } => {
+                let node = self.node_mut(*storage)?;
+                if node.epoch != *node_epoch {
+                    return Err(inapplicable!("storage node {storage} has epoch {}, not {node_epoch}", node.epoch));
+                }
+                if *state == NodeState::Removed || node.state == NodeState::Removed {
+                    return Err(inapplicable!("storage node {storage} cannot go from {:?} to {state:?}", node.state));
+                }
+                node.state = *state;
+            }
+            Record::StorageReplaced { storage, lost_directory } => {
+                let node = self.node_mut(*storage)?;
+                if node.directory != Some(*lost_directory) {
+                    return Err(inapplicable!("storage node {storage} is not in directory {lost_directory}"));
+                }
+                node.directory = None;
+                node.state = NodeState::Fenced;
+            }
+            Record::StorageRemoved { storage } => {
+                let node = self.node_mut(*storage)?;
+                if node.replicas > 0 {
+                    return Err(inapplicable!("storage node {storage} still holds {} replicas", node.replicas));
+                }
+                node.state = NodeState::Removed;
+                node.pairing = None;
+            }
+            Record::PairingChanged { storage, controller } => {
+                let node = self.node_mut(*storage)?;
+                node.pairing = *controller;
+                node.pairing_epoch = PairingEpoch(version.0);
+            }
+            Record::TopicCreated { topic_id, name, config, replicas } => {
+                self.create_topic(version, *topic_id, name, config, replicas)?;
+            }
+            Record::PartitionsAdded { topic_id, replicas } => self.add_partitions(version, *topic_id, replicas)?,
+            Record::TopicConfigured { topic_id, config } => {
+                let topic = self.topic_mut(*topic_id)?;
+                topic.changed = version;
+                for (key, value) in config {
+                    match value {
+                        Some(value) => topic.config.insert(key.clone(), value.clone()),
+                        None => topic.config.remove(key),
+                    };
+                }
+            }
+            Record::TopicDeleted { topic_id } => {
+                let topic = self.topics.remove(topic_id).ok_or_else(|| inapplicable!("no topic {topic_id}"))?;
+                self.names.remove(&topic.name);
+                topic.partitions.iter().for_each(|partition| self.count(partition, -1));
+            }
+            Record::PartitionsChanged { topic_id, changes } => {
+                changes.iter().try_for_each(|change| self.change_partition(*topic_id, change))?;
+            }
+            Record::NoOp {} => {}
+        }
+        Ok(())
+    }
+
+    fn register(
+        &mut self,
+        version: Version,
+        storage: StorageId,
+        directory: DirectoryId,
+        incarnation: IncarnationId,
+        rack: Option<Arc<str>>,
+    ) {
+        let before = self.storage.get(&storage);
+        let node = StorageNode {
+            directory: Some(directory),
+            incarnation,
+            epoch: NodeEpoch(version.0),
+            state: NodeState::Fenced,
+            rack,
+            pairing: before.and_then(|node| node.pairing),
+            pairing_epoch: before.map_or(PairingEpoch(0), |node| node.pairing_epoch),
+            leaders: before.map_or(0, |node| node.leaders),
+            replicas: before.map_or(0, |node| node.replicas),
+        };
+        self.storage.insert(storage, node);
+        self.next_storage = self.next_storage.max(storage.0.saturating_add(1));
+    }
+
+    fn create_topic(
+        &mut self,
+        version: Version,
+        id: TopicId,
+        name: &TopicName,
+        config: &BTreeMap<String, String>,
+        replicas: &[Vec<StorageId>],
+    ) -> Result<(), InapplicableRecord> {
+        if self.topics.contains_key(&id) || self.names.contains_key(name) {
+            return Err(inapplicable!("topic {name} ({id}) exists already"));
+        }
+        let (name, config) = (name.clone(), config.clone());
+        self.names.insert(name.clone(), id);
+        self.topics_created += 1;
+        let topic = Topic {
+            id,
+            name,
+            created: version,
+            changed: version,
+            config,
+            partitions: Vec::new(),
+            waits_for: BTreeMap::new(),
+        };
+        self.topics.insert(id, Arc::new(topic));
+        self.add_partitions(version, id, replicas)
+    }
+
+    fn add_partitions(
+        &mut self,
+        version: Version,
+        topic: TopicId,
+        replicas: &[Vec<StorageId>],
+    ) -> Result<(), InapplicableRecord> {
+        let sound = |nodes: &Vec<StorageId>| {
+            let known = nodes.iter().all(|node| self.storage.contains_key(node));
+            let once = nodes.iter().enumerate().all(|(n, node)| !nodes[..n].contains(node));
+            (1..=MAX_REPLICAS).contains(&nodes.len()) && known && once
+        };
+        if let Some(bad) = replicas.iter().find(|nodes| !sound(nodes)) {
+            return Err(inapplicable!("a partition of topic {topic} cannot be on {bad:?}"));
+        }
+        let partitions: Vec<_> = replicas.iter().map(|nodes| Partition::new(nodes)).collect();
+        partitions.iter().for_each(|partition| self.count(partition, 1));
+        let held = self.topic_mut(topic)?;
+        held.partitions.extend(partitions);
+        held.changed = version;
+        Ok(())
+    }
+
+    fn change_partition(&mut self, topic: TopicId, change: &PartitionChange) -> Result<(), InapplicableRecord> {
+        let number = change.partition;
+        let held = self.topic_mut(topic)?;
+        let partition = held
+            .partitions
+            .get_mut(number as usize)
+            .ok_or_else(|| inapplicable!("topic {topic} has no partition {number}"))?;
+        if let Some(isr) = &change.isr
+            && !partition.set_isr(isr)
+        {
+            return Err(inapplicable!("{isr:?} cannot be the in-sync replicas of partition {number} of topic {topic}"));
+        }
+        partition.epoch.0 += 1;
+        let before = partition.leader;
+        if let Some(leader) = change.leader {
+            partition.leader = leader;
+            partition.leader_epoch.0 += 1;
+        }
+        let after = partition.leader;
+        if after.is_some_and(|leader| !partition.in_sync(leader)) {
+            return Err(inapplicable!("{after:?} is not in sync and cannot lead partition {number} of {topic}"));
+        }
+        match change.waits_for {
+            Some(directory) => held.waits_for.insert(number, directory),
+            None if after.is_some() => held.waits_for.remove(&number),
+            None => None,
+        };
+        for (node, step) in [(before, -1), (after, 1)] {
+            if let Some(node) = node.and_then(|node| self.storage.get_mut(&node)) {
+                node.leaders = node.leaders.wrapping_add_signed(step);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a partition to its nodes' counts, or takes it away.
+    pub(super) fn count(&mut self, partition: &Partition, step: i32) {
+        for replica in &partition.replicas {
+            if let Some(node) = self.storage.get_mut(replica) {
+                node.replicas = node.replicas.wrapping_add_signed(step);
+            }
+        }
+        if let Some(node) = partition.leader.and_then(|leader| self.storage.get_mut(&leader)) {
+            node.leaders = node.leaders.wrapping_add_signed(step);
+        }
+    }
+
+    fn node_mut(&mut self, storage: StorageId) -> Result<&mut StorageNode, InapplicableRecord> {
+        self.storage.get_mut(&storage).ok_or_else(|| inapplicable!("no storage node {storage}"))
+    }
+
+    fn topic_mut(&mut self, topic: TopicId) -> Result<&mut Topic, InapplicableRecord> {
+        let held = self.topics.get_mut(&topic).ok_or_else(|| inapplicable!("no topic {topic}"))?;
+        Ok(Arc::make_mut(held))
+    }
+
+    /// Raises every leader epoch above any that can have been given out before a restore, and leaves every partition without
+    /// a leader and every node fenced: who lives will register and be elected anew.
+    pub(super) fn reset_for_restore(&mut self) {
+        /// Epochs are 31 bits in Kafka's batches; so many restores of so many elections each fit.
+        const STEP: u32 = 1 << 16;
+        self.controller = None;
+        self.snapshot = None;
+        for node in self.storage.values_mut() {
+            if node.state != NodeState::Removed {
+                node.state = NodeState::Fenced;
+            }
+            node.leaders = 0;
+        }
+        for topic in self.topics.values_mut() {
+            for partition in &mut Arc::make_mut(topic).partitions {
+                partition.leader = None;
+                partition.leader_epoch.0 = (partition.leader_epoch.0 / STEP + 1) * STEP;
+                partition.epoch.0 = (partition.epoch.0 / STEP + 1) * STEP;
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Records: what an entry of the history says has changed.
+//!
+//! They are the log's format as well as the fold's input, so they are only ever added to: a new field is optional with a
+//! default, a new meaning is a new record. Whoever meets a record that it doesn't know stops.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::image::NodeState;
+use crate::types::{
+    ClusterId, ControllerId, Digest, DirectoryId, IncarnationId, NodeEpoch, PartitionId, Position, StorageId, TopicId,
+    TopicName, Version,
+};
+
+/// A snapshot in the object store, under the name `<version>-<digest>`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SnapshotRef {
+    pub version: Version,
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub bytes: u64,
+}
+
+impl SnapshotRef {
+    pub fn position(&self) -> Position {
+        Position { version: self.version, digest: self.digest }
+    }
+
+    /// The name of the object that holds it.
+    pub fn name(&self) -> String {
+        format!("{}-{}", self.version, self.digest)
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum Record {
+    /// The first record of a cluster's life.
+    ClusterFounded {
+        cluster: ClusterId,
+    },
+    /// The first record of a history that was rebuilt: the snapshot beside it is its base. Leader epochs were raised in it.
+    ClusterRestored {
+        from: Position,
+    },
+    /// The first record of a controller's term, or the second after one of the two above. Its version is the controller epoch.
+    ControllerElected {
+        controller: ControllerId,
+        directory: DirectoryId,
+        incarnation: IncarnationId,
+    },
+    /// The history up to here may be purged: this snapshot was read back and verified.
+    SnapshotCommitted {
+        snapshot: SnapshotRef,
+    },
+    /// A storage node's new incarnation. It starts fenced; the entry's version is its node epoch.
+    StorageRegistered {
+        storage: StorageId,
+        directory: DirectoryId,
+        incarnation: IncarnationId,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rack: Option<Arc<str>>,
+    },
+    /// A storage node was fenced, became active, or began to drain.
+    StorageStateChanged {
+        storage: StorageId,
+        node_epoch: NodeEpoch,
+        state: NodeState,
+    },
+    /// The node's directory is lost: its id is free for another one.
+    StorageReplaced {
+        storage: StorageId,
+        lost_directory: DirectoryId,
+    },
+    /// The node holds nothing and is gone for good.
+    StorageRemoved {
+        storage: StorageId,
+    },
+    /// Who pushes metadata to the node. The entry's version is the pairing epoch.
+    PairingChanged {
+        storage: StorageId,
+        controller: Option<ControllerId>,
+    },
+    /// Every replica is in sync at first, and the first one leads.
+    TopicCreated {
+        topic_id: TopicId,
+        name: TopicName,
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        config: BTreeMap<String, String>,
+        /// Partition by partition, the nodes that hold it, in order of preference.
+        replicas: Vec<Vec<StorageId>>,
+    },
+    /// More partitions, numbered on from those there are.
+    PartitionsAdded {
+        topic_id: TopicId,
+        replicas: Vec<Vec<StorageId>>,
+    },
+    /// Configuration keys set, or unset where the value is null.
+    TopicConfigured {
+        topic_id: TopicId,
+        config: BTreeMap<String, Option<String>>,
+    },
+    TopicDeleted {
+        topic_id: TopicId,
+    },
+    /// Leaders and in-sync replicas of some of a topic's partitions.
+    PartitionsChanged {
+        topic_id: TopicId,
+        changes: Vec<PartitionChange>,
+    },
+    /// Takes a place in the history, so that nothing else can.
+    NoOp {},
+}
+
+/// What changes of one partition. The partition epoch rises by one with each; the leader epoch too where `leader` is given,
+/// even if it names the leader of before.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PartitionChange {
+    pub partition: PartitionId,
+    /// Absent: the same as before. Null: nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub leader: Option<Option<StorageId>>,
+    /// Absent: the same as before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isr: Option<Vec<StorageId>>,
+    /// The lost directory whose return alone can bring the partition back (its node's id has another one now).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<DirectoryId>,
+}
+
+/// A field that is present, be it null, is `Some`.
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_of_null_is_not_an_absent_one() {
+        let nobody: PartitionChange = serde_json::from_str(r#"{"partition":1,"leader":null}"#).unwrap();
+        assert_eq!(nobody.leader, Some(None));
+        let same: PartitionChange = serde_json::from_str(r#"{"partition":1}"#).unwrap();
+        assert_eq!(same.leader, None);
+        assert_eq!(serde_json::to_string(&nobody).unwrap(), r#"{"partition":1,"leader":null}"#);
+    }
+
+    #[test]
+    fn a_record_with_a_field_that_we_do_not_know_is_refused() {
+        assert!(serde_json::from_str::<Record>(r#"{"type":"noOp"}"#).is_ok());
+        assert!(serde_json::from_str::<Record>(r#"{"type":"noOp","more":1}"#).is_err());
+        assert!(serde_json::from_str::<Record>(r#"{"type":"partitionMoved"}"#).is_err());
+    }
+}

@@ -1,0 +1,90 @@
+//! Errors as they travel: a code that programs match, words for people. Kafka's names where Kafka has the error.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// What went wrong, for programs. Kafka's names in its spelling.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Code {
+    /// The request cannot be read: not JSON, a missing, unknown or mistyped field. Mend it.
+    InvalidRequest,
+    /// The message's `type` is of another version of the protocol.
+    UnsupportedVersion,
+    TopicAlreadyExists,
+    UnknownTopicOrPartition,
+    InvalidTopicException,
+    InvalidPartitions,
+    InvalidReplicationFactor,
+    InvalidConfig,
+    /// `ifVersion` was given, and the metadata has changed since. Read again.
+    VersionConflict,
+    /// The request id was used for another request.
+    RequestIdReused,
+    /// This controller is not active, or no longer. Ask again.
+    NotController,
+    /// The controller stopped writing since its history was lost; `dmq metadata restore` brings it back.
+    HistoryLost,
+    /// What was asked may or may not have happened. Ask again with the same request id.
+    Unknown,
+    /// Too much is waiting. Ask again later.
+    Busy,
+    /// No such storage node.
+    UnknownNode,
+    /// The node was removed; it can come back only with a new data directory.
+    NodeRemoved,
+    /// Another live process has this id or this directory.
+    DuplicateNode,
+    /// The id belongs to another directory.
+    DirectoryMismatch,
+    /// The node's epoch is older than the present one (Kafka's `STALE_BROKER_EPOCH`).
+    StaleNodeEpoch,
+    FencedLeaderEpoch,
+    NotLeaderOrFollower,
+    /// The partition epoch is older than the present one: read again (Kafka's `INVALID_UPDATE_VERSION`).
+    InvalidUpdateVersion,
+    IneligibleReplica,
+    InvalidReplicaAssignment,
+    /// The node still holds replicas, or still works: it cannot be removed or replaced.
+    NodeInUse,
+    InconsistentClusterId,
+    RequestTimedOut,
+    MessageTooLarge,
+    /// The request makes no sense in the present state; the message says why.
+    InvalidState,
+}
+
+/// An error as an answer's body: `{"error": {"code": …, "message": …}}`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ErrorBody {
+    pub error: WireError,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "camelCase")]
+#[error("{message}")]
+pub struct WireError {
+    pub code: Code,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl WireError {
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    pub fn malformed(error: &serde_json::Error) -> Self {
+        Self::new(Code::InvalidRequest, format!("the message cannot be read: {error}"))
+    }
+
+    pub fn unknown_type(found: &str, wanted: &str) -> Self {
+        let shown: String = found.chars().take(80).collect();
+        Self::new(Code::UnsupportedVersion, format!("the message has type {shown:?}; {wanted:?} is understood here"))
+    }
+
+    /// The body of an answer.
+    pub fn encode(&self) -> Bytes {
+        serde_json::to_vec(&ErrorBody { error: self.clone() }).expect("an error has string keys only").into()
+    }
+}

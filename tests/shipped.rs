@@ -1,0 +1,15 @@
+//! The shipped files agree with each other where they say the same thing twice.
+
+mod support;
+
+#[test]
+fn compose_starts_the_nats_server_that_tests_run() {
+    let compose = include_str!("../docker-compose.yml");
+    let image = compose.lines().find_map(|line| line.trim().strip_prefix("image: nats:")).expect("an image of NATS");
+    let minor = image.split('-').next().expect("a version");
+    let pinned = support::nats::pinned_version();
+    assert!(
+        pinned == minor || pinned.strip_prefix(minor).is_some_and(|patch| patch.starts_with('.')),
+        "docker-compose.yml starts nats:{image}, and tools/nats-server.txt pins {pinned}"
+    );
+}
