@@ -4,9 +4,15 @@
 //! Everything from outside is checked here, all faults at once, each with its place and with what to write instead.
 //! Nothing here knows the protocol or the metadata.
 
+pub mod nats;
 mod nearest;
 pub mod services;
 pub mod services_file;
+pub mod settings;
 
+pub use nats::{
+    ConnectError, ConnectPlan, Connected, ConnectionEvent, ConnectionState, NatsTarget, NatsTargetError, connect,
+};
 pub use services::{ControllerSubjects, DataTarget, Fault, Owner, Services, StorageSubjects};
 pub use services_file::{ServicesFileError, Watcher};
+pub use settings::{NatsSettings, Settings, SettingsError, Sources, Variables};

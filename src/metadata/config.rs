@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 pub const UNCLEAN_ELECTION: &str = "unclean.leader.election.enable";
 pub const MIN_INSYNC_REPLICAS: &str = "min.insync.replicas";
 
+/// The longest value: a number may have as many leading zeros as it likes, but not megabytes of them.
+const MAX_VALUE: usize = 128;
+
 /// What a key's value may be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -96,12 +99,20 @@ pub enum ConfigError {
     MinInsyncAboveReplicas { min: usize, replicas: usize },
 }
 
+/// Whether there is such a key.
+pub fn check_key(key: &str) -> Result<&'static Key, ConfigError> {
+    let known = KEYS.iter().find(|known| known.name == key);
+    known.ok_or_else(|| ConfigError::Unknown { key: key.chars().take(MAX_VALUE).collect(), hint: nearest(key) })
+}
+
 /// Whether `value` fits `key`.
 pub fn check(key: &str, value: &str) -> Result<(), ConfigError> {
-    let Some(known) = KEYS.iter().find(|known| known.name == key) else {
-        return Err(ConfigError::Unknown { key: key.into(), hint: nearest(key) });
-    };
-    let error = |wanted: String| Err(ConfigError::Value { key: key.into(), value: value.into(), wanted });
+    let known = check_key(key)?;
+    let shown: String = value.chars().take(MAX_VALUE).collect();
+    let error = |wanted: String| Err(ConfigError::Value { key: key.into(), value: shown.clone(), wanted });
+    if value.len() > MAX_VALUE {
+        return error(format!("a value of at most {MAX_VALUE} characters"));
+    }
     match known.kind {
         Kind::Boolean if matches!(value, "true" | "false") => Ok(()),
         Kind::Boolean => error("true or false".into()),

@@ -77,7 +77,9 @@ pub struct PartField {
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum EntryError {
-    #[error("one record of the change takes {size} bytes, more than the {limit} that a message may have")]
+    #[error(
+        "one record of the change, or what it says of itself, takes {size} bytes, more than the {limit} that a message may have"
+    )]
     RecordTooLarge { size: usize, limit: usize },
 }
 
@@ -90,6 +92,9 @@ pub fn encode_change(entry: &Entry, limit: usize) -> Result<Vec<Bytes>, EntryErr
         return Ok(vec![whole.into()]);
     }
     let overhead = encode_part(entry, &[], Some(PartField { number: u32::MAX, last: false })).len();
+    if overhead > limit {
+        return Err(EntryError::RecordTooLarge { size: overhead, limit });
+    }
     let mut groups: Vec<&[Record]> = Vec::new();
     let (mut start, mut size) = (0, overhead);
     for (index, record) in entry.records.iter().enumerate() {

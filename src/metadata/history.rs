@@ -115,6 +115,11 @@ impl History {
         self.seen
     }
 
+    /// What the next change is written on top of. Beyond `position` where parts of a change that never ended precede it.
+    pub fn base(&self) -> Position {
+        Position { version: self.seen, digest: self.position.digest }
+    }
+
     pub fn controller_epoch(&self) -> ControllerEpoch {
         self.image.as_ref().map_or(ControllerEpoch(0), Image::controller_epoch)
     }
@@ -127,6 +132,10 @@ impl History {
         }
         if version != self.seen.next() && self.seen != Version::ZERO {
             return Err(HistoryError::Gap { expected: self.seen.next(), got: version });
+        }
+        // What begins later was purged: without a snapshot, all of it would look void.
+        if self.seen == Version::ZERO && version > Version::ZERO.next() {
+            return Err(HistoryError::NoBeginning(version));
         }
         let entry = match self.judge(version, payload) {
             Ok(entry) => entry,
@@ -179,11 +188,7 @@ impl History {
             return Err(VoidReason::StrayPart);
         }
         // Where parts of an unfinished change precede a new one, they are void now, and its base is the version before it.
-        let base = if number > 0 || self.pending.is_none() {
-            self.position
-        } else {
-            Position { version: self.seen, digest: self.position.digest }
-        };
+        let base = if number > 0 { self.position } else { self.base() };
         if entry.previous != base {
             return Err(VoidReason::OffChain(entry.previous));
         }
@@ -206,18 +211,24 @@ impl History {
         let mut records = pending.records.iter();
         if self.image.is_none() {
             match records.next() {
-                Some(Record::ClusterFounded { cluster }) => self.image = Some(Image::empty(*cluster)),
+                Some(Record::ClusterFounded { cluster }) if *cluster == entry.cluster => {
+                    self.image = Some(Image::empty(*cluster));
+                }
                 _ => return Err(HistoryError::NoBeginning(version)),
             }
         }
         let image = self.image.as_mut().expect("founded just above where there was none");
         let elects = entry.controller_epoch.0 == first.0;
-        let elected = pending.records.iter().take(3).any(|record| matches!(record, Record::ControllerElected { .. }));
+        let elected = pending.records.iter().any(|record| matches!(record, Record::ControllerElected { .. }));
         if elects != elected {
             let words = "an election, and nothing else, has its own version as controller epoch".to_string();
             return Err(inapplicable(InapplicableRecord(words)));
         }
         records.try_for_each(|record| image.apply(version, record)).map_err(inapplicable)?;
+        if let Some(controller) = image.controller.as_mut().filter(|_| elects) {
+            // An election of several messages has the version of the first as epoch: its other parts carried that already.
+            controller.epoch = entry.controller_epoch;
+        }
         let request = entry.request.as_ref().map(|request| {
             let outcome = RequestOutcome { fingerprint: request.fingerprint, version, answer: request.answer.clone() };
             image.remember(request.id.clone(), outcome);
@@ -254,6 +265,13 @@ const RESTORE_STEP: u64 = 1_000_000_000;
 /// `highest` is the highest version that anybody reported.
 pub fn restored_base(mut image: Image, from: Position, highest: Version) -> (Image, Position) {
     image.reset_for_restore();
-    let version = Version((highest.max(from.version).0 / RESTORE_STEP + 1) * RESTORE_STEP);
+    // Beyond 2^53 not every JSON reader holds a version exactly. Nobody gets there but by forging.
+    let highest = highest.max(from.version).0.min((1 << 53) - 2 * RESTORE_STEP);
+    let version = Version((highest / RESTORE_STEP + 1) * RESTORE_STEP);
     (image, Position { version, digest: restored_digest(from, version) })
+}
+
+/// The version that a restored history's base has.
+pub fn restored_version(from: Position, highest: Version) -> Version {
+    Version((highest.max(from.version).0 / RESTORE_STEP + 1) * RESTORE_STEP)
 }

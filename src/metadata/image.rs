@@ -136,6 +136,8 @@ pub struct Topic {
     pub id: TopicId,
     pub name: TopicName,
     pub created: Version,
+    /// The last change of its name, configuration or number of partitions; leaders and in-sync replicas don't count.
+    pub changed: Version,
     pub config: BTreeMap<String, String>,
     pub partitions: Vec<Partition>,
     /// Partitions whose last in-sync replica was in a directory that is lost: nobody else can lead them.
@@ -271,6 +273,9 @@ impl Image {
                 if node.epoch != *node_epoch {
                     return Err(inapplicable!("storage node {storage} has epoch {}, not {node_epoch}", node.epoch));
                 }
+                if *state == NodeState::Removed || node.state == NodeState::Removed {
+                    return Err(inapplicable!("storage node {storage} cannot go from {:?} to {state:?}", node.state));
+                }
                 node.state = *state;
             }
             Record::StorageReplaced { storage, lost_directory } => {
@@ -297,9 +302,10 @@ impl Image {
             Record::TopicCreated { topic_id, name, config, replicas } => {
                 self.create_topic(version, *topic_id, name, config, replicas)?;
             }
-            Record::PartitionsAdded { topic_id, replicas } => self.add_partitions(*topic_id, replicas)?,
+            Record::PartitionsAdded { topic_id, replicas } => self.add_partitions(version, *topic_id, replicas)?,
             Record::TopicConfigured { topic_id, config } => {
                 let topic = self.topic_mut(*topic_id)?;
+                topic.changed = version;
                 for (key, value) in config {
                     match value {
                         Some(value) => topic.config.insert(key.clone(), value.clone()),
@@ -358,12 +364,25 @@ impl Image {
         let (name, config) = (name.clone(), config.clone());
         self.names.insert(name.clone(), id);
         self.topics_created += 1;
-        let topic = Topic { id, name, created: version, config, partitions: Vec::new(), waits_for: BTreeMap::new() };
+        let topic = Topic {
+            id,
+            name,
+            created: version,
+            changed: version,
+            config,
+            partitions: Vec::new(),
+            waits_for: BTreeMap::new(),
+        };
         self.topics.insert(id, Arc::new(topic));
-        self.add_partitions(id, replicas)
+        self.add_partitions(version, id, replicas)
     }
 
-    fn add_partitions(&mut self, topic: TopicId, replicas: &[Vec<StorageId>]) -> Result<(), InapplicableRecord> {
+    fn add_partitions(
+        &mut self,
+        version: Version,
+        topic: TopicId,
+        replicas: &[Vec<StorageId>],
+    ) -> Result<(), InapplicableRecord> {
         let sound = |nodes: &Vec<StorageId>| {
             let known = nodes.iter().all(|node| self.storage.contains_key(node));
             let once = nodes.iter().enumerate().all(|(n, node)| !nodes[..n].contains(node));
@@ -374,7 +393,9 @@ impl Image {
         }
         let partitions: Vec<_> = replicas.iter().map(|nodes| Partition::new(nodes)).collect();
         partitions.iter().for_each(|partition| self.count(partition, 1));
-        self.topic_mut(topic)?.partitions.extend(partitions);
+        let held = self.topic_mut(topic)?;
+        held.partitions.extend(partitions);
+        held.changed = version;
         Ok(())
     }
 
@@ -393,13 +414,13 @@ impl Image {
         partition.epoch.0 += 1;
         let before = partition.leader;
         if let Some(leader) = change.leader {
-            if leader.is_some_and(|leader| !partition.in_sync(leader)) {
-                return Err(inapplicable!("{leader:?} is not in sync and cannot lead partition {number} of {topic}"));
-            }
             partition.leader = leader;
             partition.leader_epoch.0 += 1;
         }
         let after = partition.leader;
+        if after.is_some_and(|leader| !partition.in_sync(leader)) {
+            return Err(inapplicable!("{after:?} is not in sync and cannot lead partition {number} of {topic}"));
+        }
         match change.waits_for {
             Some(directory) => held.waits_for.insert(number, directory),
             None if after.is_some() => held.waits_for.remove(&number),

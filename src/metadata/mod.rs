@@ -8,16 +8,22 @@ mod digest;
 mod entry;
 mod history;
 mod image;
+pub mod invariants;
 mod placement;
 mod record;
 pub mod rules;
 mod snapshot;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use digest::{chain, restored_digest};
-pub use entry::{Cause, Entry, EntryError, ParsedEntry, encode_change};
-pub use history::{Change, History, HistoryError, Message, Offered, VoidReason, restored_base};
+pub use entry::{Cause, Entry, EntryError, ParsedEntry, digest_of, encode_change};
+pub use history::{Change, History, HistoryError, Message, Offered, VoidReason, restored_base, restored_version};
 pub use image::{
-    ElectedController, Image, InapplicableRecord, NodeState, Partition, RequestOutcome, StorageNode, Topic,
+    ElectedController, Image, InapplicableRecord, MAX_PARTITIONS, MAX_REPLICAS, NodeState, Partition, RequestOutcome,
+    StorageNode, Topic,
 };
 pub use placement::{PlacementError, place};
 pub use record::{PartitionChange, Record, SnapshotRef};

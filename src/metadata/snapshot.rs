@@ -72,6 +72,7 @@ struct TopicLine {
     id: TopicId,
     name: TopicName,
     created: Version,
+    changed: Version,
     config: BTreeMap<String, String>,
     waits_for: BTreeMap<PartitionId, DirectoryId>,
 }
@@ -144,6 +145,7 @@ pub fn write_snapshot(image: &Image, position: Position, writer: &mut dyn Write)
             id: topic.id,
             name: topic.name.clone(),
             created: topic.created,
+            changed: topic.changed,
             config: topic.config.clone(),
             waits_for: topic.waits_for.clone(),
         };
@@ -206,6 +208,7 @@ pub fn read_snapshot(reader: &mut dyn BufRead) -> Result<(Image, Position), Snap
                     id: line.id,
                     name: line.name,
                     created: line.created,
+                    changed: line.changed,
                     config: line.config,
                     partitions: Vec::new(),
                     waits_for: line.waits_for,
@@ -214,7 +217,8 @@ pub fn read_snapshot(reader: &mut dyn BufRead) -> Result<(Image, Position), Snap
             }
             Line::Partitions(line) => {
                 let partitions = line.partitions.iter().map(to_partition).collect::<Option<Vec<_>>>();
-                let partitions = partitions.ok_or_else(|| malformed("in-sync replicas that are no replicas"))?;
+                let partitions =
+                    partitions.ok_or_else(|| malformed("replicas, in-sync replicas and a leader that don't fit"))?;
                 partitions.iter().for_each(|partition| image.count(partition, 1));
                 let topic = image.topics.get_mut(&line.topic).ok_or_else(|| malformed("an unknown topic"))?;
                 Arc::make_mut(topic).partitions.extend(partitions);
@@ -248,14 +252,15 @@ fn to_node(line: NodeLine) -> (StorageId, StorageNode) {
 }
 
 fn to_partition((replicas, isr, leader, leader_epoch, epoch): &PartitionTuple) -> Option<Partition> {
-    if replicas.is_empty() || replicas.len() > super::image::MAX_REPLICAS {
+    let once = replicas.iter().enumerate().all(|(n, node)| !replicas[..n].contains(node));
+    if replicas.is_empty() || replicas.len() > super::image::MAX_REPLICAS || !once {
         return None;
     }
     let mut partition = Partition::new(replicas);
     partition.leader = *leader;
     partition.leader_epoch = *leader_epoch;
     partition.epoch = *epoch;
-    partition.set_isr(isr).then_some(partition)
+    (partition.set_isr(isr) && leader.is_none_or(|leader| partition.in_sync(leader))).then_some(partition)
 }
 
 fn read_line<T: serde::de::DeserializeOwned>(

@@ -1,0 +1,489 @@
+//! Admin requests that change something: decided one after another, answered once they are in the history and, for a bounded
+//! time, until every active storage node has them on its disk.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
+
+use super::append::Purpose;
+use super::office::Role;
+use super::{Controller, Effect, Token};
+use crate::metadata::rules::node::NodeError;
+use crate::metadata::rules::partition::{IsrChange, IsrError};
+use crate::metadata::rules::topic::TopicError;
+use crate::metadata::{Image, Record, rules};
+use crate::types::{Monotonic, NodeEpoch, PartitionEpoch, RequestId, StorageId, TopicId, Version};
+use crate::wire::admin::{
+    self, Changed, IsrOutcome, MetadataRestore, NodeNamed, NodeRegister, NodeRegistered, PartitionAlter,
+    PartitionAltered, Terms, TopicAlter, TopicCreate, TopicNamed,
+};
+use crate::wire::{Code, WireError};
+
+/// How many requests may wait for their turn.
+const JOBS: usize = 1024;
+/// How many answers may wait for storage nodes.
+const WAITERS: usize = 4096;
+/// The longest that an answer may be asked to wait.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// A request that waits for its turn.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub(super) token: Token,
+    command: Command,
+}
+
+#[derive(Clone, Debug)]
+enum Command {
+    CreateTopic(TopicCreate, TopicId),
+    AlterTopic(TopicAlter),
+    DeleteTopic(TopicNamed),
+    RegisterNode(NodeRegister),
+    DrainNode(NodeNamed),
+    ReplaceNode(NodeNamed),
+    RemoveNode(NodeNamed),
+    AlterPartitions(PartitionAlter),
+}
+
+impl Command {
+    fn terms(&self) -> Option<&Terms> {
+        match self {
+            Self::CreateTopic(request, _) => Some(&request.terms),
+            Self::AlterTopic(request) => Some(&request.terms),
+            Self::DeleteTopic(request) => Some(&request.terms),
+            Self::DrainNode(request) | Self::ReplaceNode(request) | Self::RemoveNode(request) => Some(&request.terms),
+            Self::RegisterNode(_) | Self::AlterPartitions(_) => None,
+        }
+    }
+
+    /// What was asked, so that a request id is not taken for another request. 53 bits, which every JSON reader holds.
+    fn fingerprint(&self) -> u64 {
+        let asked = match self {
+            Self::CreateTopic(request, _) => {
+                admin::encode(&(1, &request.name, request.partitions, request.replication_factor, &request.config))
+            }
+            Self::AlterTopic(request) => admin::encode(&(2, &request.name, request.partitions, &request.config)),
+            Self::DeleteTopic(request) => admin::encode(&(3, &request.name)),
+            Self::DrainNode(request) => admin::encode(&(4, request.id)),
+            Self::ReplaceNode(request) => admin::encode(&(5, request.id)),
+            Self::RemoveNode(request) => admin::encode(&(6, request.id)),
+            Self::RegisterNode(request) => admin::encode(&(7, request)),
+            Self::AlterPartitions(request) => admin::encode(&(8, request)),
+        };
+        let hash = Sha256::digest(asked.as_bytes());
+        hash.iter().take(8).fold(0_u64, |number, byte| (number << 8) | u64::from(*byte)) >> 11
+    }
+}
+
+/// What is answered once a change is in the history.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Reply {
+    Changed { subject: String, topic_id: Option<TopicId>, wait: Duration },
+    Registered(StorageId),
+    Altered(Vec<IsrOutcome>),
+}
+
+/// An answer that waits until the active storage nodes have a version.
+#[derive(Clone, Debug)]
+pub(super) struct Waiter {
+    token: Token,
+    pub(super) deadline: Monotonic,
+    changed: Changed,
+    missing: BTreeSet<StorageId>,
+}
+
+/// What is remembered of an answer with the request's id.
+#[derive(Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Remembered {
+    subject: String,
+    topic_id: Option<TopicId>,
+}
+
+struct Decision {
+    records: Vec<Record>,
+    cause: String,
+    reply: Reply,
+}
+
+impl Controller {
+    pub(super) fn on_admin(&mut self, noun: &str, verb: &str, payload: &[u8], token: Token, fresh_id: TopicId) {
+        if (noun, verb) == ("metadata", "restore") {
+            return match admin::decode::<MetadataRestore>(payload) {
+                Ok(request) => self.on_restore(request, token),
+                Err(error) => self.refuse_request(token, error),
+            };
+        }
+        if self.read(noun, verb, payload, token) {
+            return;
+        }
+        match &self.role {
+            Role::Active { .. } => {}
+            Role::Halted { why } => {
+                let words = format!("nothing is written: {why}; `dmq metadata restore` shows what can be done");
+                return self.fail(token, WireError::new(Code::HistoryLost, words));
+            }
+            Role::Starting | Role::Standby | Role::Electing => {
+                return self
+                    .fail(token, WireError::new(Code::NotController, "this controller is not active; ask again"));
+            }
+        }
+        let command = match (noun, verb) {
+            ("topic", "create") => read(payload, |request| Command::CreateTopic(request, fresh_id)),
+            ("topic", "alter") => read(payload, Command::AlterTopic),
+            ("topic", "delete") => read(payload, Command::DeleteTopic),
+            ("node", "register") => read(payload, Command::RegisterNode),
+            ("node", "drain") => read(payload, Command::DrainNode),
+            ("node", "replace") => read(payload, Command::ReplaceNode),
+            ("node", "remove") => read(payload, Command::RemoveNode),
+            ("partition", "alter") => read(payload, Command::AlterPartitions),
+            _ => Err(WireError::new(Code::InvalidRequest, format!("there is no request {noun}.{verb}"))),
+        };
+        match command {
+            Err(error) => self.refuse_request(token, error),
+            Ok(_) if self.jobs.len() >= JOBS || self.waiters.len() >= WAITERS => {
+                self.fail(token, WireError::new(Code::Busy, "too many requests wait; ask again later"));
+            }
+            Ok(command) => self.jobs.push_back(Job { token, command }),
+        }
+    }
+
+    pub(super) fn refuse_request(&mut self, token: Token, error: WireError) {
+        if error.code == Code::InvalidRequest {
+            let words = error.message.clone();
+            self.complain("admin request", || format!("an admin request was refused: {words}"));
+        }
+        self.fail(token, error);
+    }
+
+    /// Begins the next change, if none is under way and one is due.
+    pub(super) fn work(&mut self) {
+        while self.in_flight.is_none() && matches!(self.role, Role::Active { .. }) && self.may_act() {
+            if self.work_for_nodes() || self.work_for_snapshots() {
+                continue;
+            }
+            let Some(job) = self.jobs.pop_front() else { return };
+            self.carry_out(job);
+        }
+    }
+
+    fn carry_out(&mut self, job: Job) {
+        let Job { token, command } = job;
+        if self.answered_before(token, &command) {
+            return;
+        }
+        match self.decide(&command) {
+            Err(error) => self.fail(token, error),
+            Ok(Decision { records, reply, .. }) if records.is_empty() => {
+                self.committed(self.history.position().version, token, reply);
+            }
+            Ok(Decision { records, cause, reply }) => {
+                let request = command.terms().and_then(|terms| terms.request_id.clone()).and_then(|id| match &reply {
+                    Reply::Changed { subject, topic_id, .. } => {
+                        let remembered = Remembered { subject: subject.clone(), topic_id: *topic_id };
+                        Some((id, command.fingerprint(), Arc::from(admin::encode(&remembered))))
+                    }
+                    Reply::Registered(_) | Reply::Altered(_) => None,
+                });
+                self.append(records, cause.into(), request, Purpose::Reply(token, reply));
+            }
+        }
+    }
+
+    /// A retry of what took effect gets the answer of then.
+    fn answered_before(&mut self, token: Token, command: &Command) -> bool {
+        let Some(terms) = command.terms() else { return false };
+        let Some(id) = &terms.request_id else { return false };
+        let Some(outcome) = self.image().and_then(|image| image.request(id)) else { return false };
+        let (version, same) = (outcome.version, outcome.fingerprint == command.fingerprint());
+        match serde_json::from_str::<Remembered>(&outcome.answer) {
+            Ok(remembered) if same => {
+                let wait = self.wait(terms);
+                let reply = Reply::Changed { subject: remembered.subject, topic_id: remembered.topic_id, wait };
+                self.committed(version, token, reply);
+            }
+            Ok(_) | Err(_) => self.fail(token, reused(id)),
+        }
+        true
+    }
+
+    fn wait(&self, terms: &Terms) -> Duration {
+        terms.wait_ms.map_or(self.settings.admin_wait, Duration::from_millis).min(LONGEST_WAIT)
+    }
+
+    fn decide(&self, command: &Command) -> Result<Decision, WireError> {
+        let image = self.image().ok_or_else(|| WireError::new(Code::NotController, "there is no cluster yet"))?;
+        // The header of a reply and its subject need some room beside the batch.
+        let message_limit = self.settings.message_limit as u64;
+        let changed =
+            |subject: String, topic_id, terms: &Terms| Reply::Changed { subject, topic_id, wait: self.wait(terms) };
+        match command {
+            Command::CreateTopic(request, id) => {
+                let TopicCreate { name, partitions, replication_factor, config, terms } = request;
+                self.check_version(image, name, terms)?;
+                let records =
+                    rules::topic::create(image, name, *id, *partitions, *replication_factor, config, message_limit)
+                        .map_err(topic_error)?;
+                let reply = changed(name.clone(), Some(*id), terms);
+                Ok(Decision { records, cause: format!("topic {name} created"), reply })
+            }
+            Command::AlterTopic(TopicAlter { name, partitions, config, terms }) => {
+                self.check_version(image, name, terms)?;
+                let records =
+                    rules::topic::alter(image, name, *partitions, config, message_limit).map_err(topic_error)?;
+                let id = image.topic(name).map(|topic| topic.id);
+                Ok(Decision {
+                    records,
+                    cause: format!("topic {name} altered"),
+                    reply: changed(name.clone(), id, terms),
+                })
+            }
+            Command::DeleteTopic(TopicNamed { name, terms }) => {
+                self.check_version(image, name, terms)?;
+                let records = rules::topic::delete(image, name).map_err(topic_error)?;
+                let id = image.topic(name).map(|topic| topic.id);
+                Ok(Decision {
+                    records,
+                    cause: format!("topic {name} deleted"),
+                    reply: changed(name.clone(), id, terms),
+                })
+            }
+            Command::RegisterNode(request) => self.decide_registration(image, request),
+            Command::DrainNode(NodeNamed { id, terms }) => {
+                let node = image.storage.get(id).ok_or_else(|| node_error(NodeError::Unknown(*id)))?;
+                if node.leaders > 0 && !rules::node::can_drain(image, *id) {
+                    let words = format!("storage node {id} leads partitions that nobody else can lead now");
+                    return Err(WireError::new(Code::InvalidState, words));
+                }
+                let records = rules::node::drain(image, *id);
+                Ok(Decision {
+                    records,
+                    cause: format!("storage node {id} drained by request"),
+                    reply: changed(id.to_string(), None, terms),
+                })
+            }
+            Command::ReplaceNode(NodeNamed { id, terms }) => {
+                let records = rules::node::replace(image, *id, self.session_live(*id)).map_err(node_error)?;
+                Ok(Decision {
+                    records,
+                    cause: format!("storage node {id} is to be replaced"),
+                    reply: changed(id.to_string(), None, terms),
+                })
+            }
+            Command::RemoveNode(NodeNamed { id, terms }) => {
+                let records = rules::node::remove(image, *id, self.session_live(*id)).map_err(node_error)?;
+                Ok(Decision {
+                    records,
+                    cause: format!("storage node {id} removed"),
+                    reply: changed(id.to_string(), None, terms),
+                })
+            }
+            Command::AlterPartitions(request) => decide_isr(image, request),
+        }
+    }
+
+    fn check_version(&self, image: &Image, name: &str, terms: &Terms) -> Result<(), WireError> {
+        let (Some(asked), Some(topic)) = (terms.if_version, image.topic(name)) else { return Ok(()) };
+        if topic.changed <= asked {
+            return Ok(());
+        }
+        let story =
+            self.tail.story(topic.changed).map(|(time, cause)| format!(" at {time} ({cause})")).unwrap_or_default();
+        let words = format!("topic {name} was changed in version {}{story}, after version {asked}", topic.changed);
+        Err(WireError::new(Code::VersionConflict, words))
+    }
+
+    fn decide_registration(&self, image: &Image, request: &NodeRegister) -> Result<Decision, WireError> {
+        if let Some(cluster) = request.cluster
+            && cluster != image.cluster
+        {
+            let words = format!(
+                "this is cluster {}, and the data directory belongs to cluster {cluster}: start the node with another directory",
+                image.cluster
+            );
+            return Err(WireError::new(Code::InconsistentClusterId, words));
+        }
+        if request.rack.as_ref().is_some_and(|rack| rack.is_empty() || rack.len() > 255) {
+            return Err(WireError::new(Code::InvalidRequest, "a rack's name has 1 to 255 bytes"));
+        }
+        let rack = request.rack.as_deref().map(Arc::from);
+        let live = |id| self.session_live(id);
+        let registration = rules::node::register(
+            image,
+            &self.services.storage,
+            &live,
+            request.storage,
+            request.directory,
+            request.incarnation,
+            rack,
+        )
+        .map_err(node_error)?;
+        let mut records = registration.records;
+        let id = registration.storage;
+        // Paired at once, so that what it is told first is whom it belongs to.
+        if !records.is_empty() && !image.storage.contains_key(&id) {
+            records.push(Record::PairingChanged { storage: id, controller: Some(self.first_pairing(image, id)) });
+        }
+        let cause = format!("storage node {id} registered incarnation {}", request.incarnation);
+        Ok(Decision { records, cause, reply: Reply::Registered(id) })
+    }
+
+    /// The file's controller if it lives, else the one with the fewest nodes.
+    fn first_pairing(&self, image: &Image, id: StorageId) -> crate::types::ControllerId {
+        let mut alive: BTreeSet<_> =
+            self.peers.iter().filter(|(_, peer)| self.peer_alive(peer)).map(|(id, _)| *id).collect();
+        alive.insert(self.me.controller);
+        let listed = self.services.pairings.get(&id).filter(|controller| alive.contains(controller));
+        let load = |controller| image.storage.values().filter(|node| node.pairing == Some(controller)).count();
+        let least = alive.iter().min_by_key(|controller| (load(**controller), **controller));
+        *listed.or(least).unwrap_or(&self.me.controller)
+    }
+
+    /// A change that somebody waits for is in the history.
+    pub(super) fn committed(&mut self, version: Version, token: Token, reply: Reply) {
+        match reply {
+            Reply::Changed { subject, topic_id, wait } => {
+                let active: BTreeSet<_> =
+                    self.image().map(|image| image.active_nodes().map(|(id, _)| id).collect()).unwrap_or_default();
+                let lacks =
+                    |id: &StorageId| self.sessions.get(id).is_none_or(|session| session.position.version < version);
+                let missing: BTreeSet<_> = active.iter().copied().filter(lacks).collect();
+                let active = active.len() as u32;
+                let changed = Changed { subject, topic_id, version, applied: active - missing.len() as u32, active };
+                let waiter = Waiter { token, deadline: self.mono() + wait, changed, missing };
+                if waiter.missing.is_empty() || wait.is_zero() {
+                    self.answer_waiter(waiter);
+                } else {
+                    self.waiters.push(waiter);
+                }
+            }
+            Reply::Registered(storage) => {
+                let Some(image) = self.image() else { return };
+                let node = image.storage.get(&storage);
+                let answer = NodeRegistered {
+                    cluster: image.cluster,
+                    storage,
+                    node_epoch: node.map_or(NodeEpoch(0), |node| node.epoch),
+                    pairing: node.and_then(|node| node.pairing),
+                    version,
+                };
+                self.out.push(Effect::Answer { token, payload: admin::encode(&answer).into() });
+            }
+            Reply::Altered(partitions) => {
+                let answer = PartitionAltered { version, partitions };
+                self.out.push(Effect::Answer { token, payload: admin::encode(&answer).into() });
+            }
+        }
+    }
+
+    /// A storage node has a version on its disk.
+    pub(super) fn waiters_note(&mut self, id: StorageId, version: Version) {
+        for waiter in &mut self.waiters {
+            if waiter.changed.version <= version && waiter.missing.remove(&id) {
+                waiter.changed.applied += 1;
+            }
+        }
+    }
+
+    pub(super) fn end_waiters(&mut self) {
+        if self.waiters.is_empty() {
+            return;
+        }
+        let now = self.mono();
+        let Some(image) = self.history.image() else { return };
+        // Whoever is no longer active is waited for no more.
+        for waiter in &mut self.waiters {
+            waiter.missing.retain(|id| image.is_active(*id));
+        }
+        let (ended, waiting) =
+            std::mem::take(&mut self.waiters).into_iter().partition(|w| w.missing.is_empty() || now >= w.deadline);
+        self.waiters = waiting;
+        let ended: Vec<Waiter> = ended;
+        ended.into_iter().for_each(|waiter| self.answer_waiter(waiter));
+    }
+
+    pub(super) fn answer_waiter(&mut self, waiter: Waiter) {
+        let payload = admin::encode(&waiter.changed).into();
+        self.out.push(Effect::Answer { token: waiter.token, payload });
+    }
+}
+
+fn read<T: DeserializeOwned>(payload: &[u8], command: impl FnOnce(T) -> Command) -> Result<Command, WireError> {
+    admin::decode(payload).map(command)
+}
+
+fn reused(id: &RequestId) -> WireError {
+    WireError::new(Code::RequestIdReused, format!("request id {id} was used for another request; take a new one"))
+}
+
+fn decide_isr(image: &Image, request: &PartitionAlter) -> Result<Decision, WireError> {
+    let changes: Vec<_> = request
+        .partitions
+        .iter()
+        .map(|asked| IsrChange {
+            topic: asked.topic_id,
+            partition: asked.partition,
+            leader_epoch: asked.leader_epoch,
+            partition_epoch: asked.partition_epoch,
+            isr: asked.isr.iter().map(|member| (member.storage, member.node_epoch)).collect(),
+        })
+        .collect();
+    let (records, outcomes) =
+        rules::partition::alter_isr(image, request.storage, request.node_epoch, &changes).map_err(isr_error)?;
+    let outcome = |(change, result): (&IsrChange, Result<PartitionEpoch, IsrError>)| {
+        let (partition_epoch, error) = match result {
+            Ok(epoch) => (Some(epoch), None),
+            Err(error) => (None, Some(isr_error(error))),
+        };
+        IsrOutcome { topic_id: change.topic, partition: change.partition, partition_epoch, error }
+    };
+    let outcomes = changes.iter().zip(outcomes).map(outcome).collect();
+    let cause = format!("storage node {} asked for other in-sync replicas", request.storage);
+    Ok(Decision { records, cause, reply: Reply::Altered(outcomes) })
+}
+
+fn topic_error(error: TopicError) -> WireError {
+    let code = match &error {
+        TopicError::Exists { .. } => Code::TopicAlreadyExists,
+        TopicError::Unknown { .. } => Code::UnknownTopicOrPartition,
+        TopicError::Name(_) => Code::InvalidTopicException,
+        TopicError::NoPartitions
+        | TopicError::TooManyPartitions(_)
+        | TopicError::TooManyReplicas { .. }
+        | TopicError::FewerPartitions { .. } => Code::InvalidPartitions,
+        TopicError::Placement(_) => Code::InvalidReplicationFactor,
+        TopicError::Config(_) | TopicError::MessageBytes { .. } => Code::InvalidConfig,
+    };
+    WireError::new(code, error.to_string())
+}
+
+fn node_error(error: NodeError) -> WireError {
+    let code = match &error {
+        NodeError::Unknown(_) => Code::UnknownNode,
+        NodeError::Removed(_) => Code::NodeRemoved,
+        NodeError::Duplicate { .. } => Code::DuplicateNode,
+        NodeError::DirectoryMismatch { .. } | NodeError::IdMismatch { .. } => Code::DirectoryMismatch,
+        NodeError::Id(_) => Code::InvalidRequest,
+        NodeError::Live(_) | NodeError::HoldsReplicas { .. } => Code::NodeInUse,
+    };
+    WireError::new(code, error.to_string())
+}
+
+fn isr_error(error: IsrError) -> WireError {
+    let code = match &error {
+        IsrError::UnknownNode(_) => Code::UnknownNode,
+        IsrError::StaleNodeEpoch { .. } => Code::StaleNodeEpoch,
+        IsrError::UnknownPartition { .. } => Code::UnknownTopicOrPartition,
+        IsrError::NotController { .. } => Code::NotController,
+        IsrError::FencedLeaderEpoch { .. } => Code::FencedLeaderEpoch,
+        IsrError::NotLeader { .. } => Code::NotLeaderOrFollower,
+        IsrError::StalePartitionEpoch { .. } => Code::InvalidUpdateVersion,
+        IsrError::InvalidReplicas { .. } => Code::InvalidReplicaAssignment,
+        IsrError::IneligibleReplica { .. } => Code::IneligibleReplica,
+    };
+    WireError::new(code, error.to_string())
+}

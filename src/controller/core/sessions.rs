@@ -1,0 +1,496 @@
+//! The storage nodes' sessions: heartbeats and their answers, leases, silence, and what follows from it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::append::Purpose;
+use super::office::Role;
+use super::push::PushState;
+use super::{Controller, Effect, Level, Token};
+use crate::metadata::{NodeState, PartitionChange, Record, rules};
+use crate::types::{ClusterId, Connection, IncarnationId, Monotonic, NodeEpoch, Position, StorageId, TopicId, Version};
+use crate::wire::{Code, Health, Heartbeat, HeartbeatAnswer, PairingField, WantedState, WireError, WireMessage};
+
+/// A storage node as it is heard. Kept by active and standby alike, so that a new controller knows the living at once.
+#[derive(Clone, Debug)]
+pub(super) struct Session {
+    pub(super) incarnation: IncarnationId,
+    pub(super) connection: Option<Connection>,
+    pub(super) heard: Option<Monotonic>,
+    sequence: u64,
+    /// What it has on its disk.
+    pub(super) position: Position,
+    /// What its last heartbeat said of itself, be it beyond what we know. Only a restore looks at it.
+    pub(super) claimed: Position,
+    pub(super) cluster: Option<ClusterId>,
+    wanted: WantedState,
+    pub(super) health: Health,
+    /// Its connection ended on its own side, and it was not heard over another one since.
+    pub(super) ended: bool,
+    /// It is to be told nothing of a lease before it has this: leaderships moved away from it there, or it was fenced.
+    lost_leadership_at: Version,
+    pub(super) fenced_at: Version,
+    /// Since when it has not reached a version that was the head then.
+    behind: Option<(Version, Monotonic)>,
+    /// Its drain was granted: all that it led has moved, at this version.
+    drained_at: Option<Version>,
+    pub(super) push: PushState,
+}
+
+impl Session {
+    fn new(incarnation: IncarnationId) -> Self {
+        Self {
+            incarnation,
+            connection: None,
+            heard: None,
+            sequence: 0,
+            position: Position::default(),
+            claimed: Position::default(),
+            cluster: None,
+            wanted: WantedState::Starting,
+            health: Health::default(),
+            ended: false,
+            lost_leadership_at: Version::ZERO,
+            fenced_at: Version::ZERO,
+            behind: None,
+            drained_at: None,
+            push: PushState::default(),
+        }
+    }
+}
+
+impl Controller {
+    pub(super) fn on_heartbeat(&mut self, storage: StorageId, received_at: Monotonic, payload: &[u8], token: Token) {
+        let heartbeat = match Heartbeat::decode(payload) {
+            Ok(heartbeat) => heartbeat,
+            Err(error) => return self.refuse(token, storage, error),
+        };
+        if let Err(error) = self.admit(storage, &heartbeat) {
+            if self.image().is_none() {
+                self.heard_before_founding(&heartbeat, received_at);
+            }
+            return self.refuse_heartbeat(token, &heartbeat, error);
+        }
+        if !self.hear(&heartbeat, received_at) {
+            return self.out.push(Effect::Drop { token });
+        }
+        let id = heartbeat.storage;
+        self.weigh_claim(heartbeat.position, || format!("storage node {id}"));
+        self.note_position(id, heartbeat.position);
+        self.answer_heartbeat(&heartbeat, token);
+    }
+
+    /// Before there is a cluster here, a node that has one says so.
+    fn heard_before_founding(&mut self, heartbeat: &Heartbeat, received_at: Monotonic) {
+        if let Some(cluster) = heartbeat.cluster
+            && heartbeat.position.version > Version::ZERO
+        {
+            self.hear(heartbeat, received_at);
+            self.halt(format!(
+                "storage node {} belongs to cluster {cluster} and has version {}, and there is no history",
+                heartbeat.storage, heartbeat.position.version
+            ));
+        }
+    }
+
+    /// Whether the heartbeat is of a registered incarnation of this cluster.
+    fn admit(&self, subject: StorageId, heartbeat: &Heartbeat) -> Result<(), WireError> {
+        let id = heartbeat.storage;
+        if subject != id {
+            let words = format!("a heartbeat of storage node {id} came on the subject of storage node {subject}");
+            return Err(WireError::new(Code::InvalidRequest, words));
+        }
+        let Some(image) = self.image() else {
+            return Err(WireError::new(Code::NotController, "there is no cluster yet; register again soon"));
+        };
+        if heartbeat.cluster.is_some_and(|cluster| cluster != image.cluster) {
+            let words = format!(
+                "this is cluster {}: the node's data directory belongs to another one; start it with another directory",
+                image.cluster
+            );
+            return Err(WireError::new(Code::InconsistentClusterId, words));
+        }
+        let unknown = || WireError::new(Code::UnknownNode, format!("storage node {id} is not registered: register it"));
+        let node = image.storage.get(&id).ok_or_else(unknown)?;
+        if node.state == NodeState::Removed {
+            let words = format!("storage node {id} was removed: start it with a new data directory");
+            return Err(WireError::new(Code::NodeRemoved, words));
+        }
+        if node.directory != Some(heartbeat.directory) {
+            let words = format!(
+                "storage node {id} has another data directory: if that is lost, `dmq node replace {id}` frees the id"
+            );
+            return Err(WireError::new(Code::DirectoryMismatch, words));
+        }
+        if node.incarnation != heartbeat.incarnation {
+            if heartbeat.node_epoch == NodeEpoch(0) {
+                return Err(WireError::new(Code::UnknownNode, "this incarnation is not registered: register it"));
+            }
+            let words = format!("storage node {id} runs as another incarnation, with node epoch {}", node.epoch);
+            return Err(WireError::new(Code::StaleNodeEpoch, words));
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, token: Token, storage: StorageId, error: WireError) {
+        self.complain(&format!("heartbeat {storage}"), || {
+            format!("a heartbeat on the subject of storage node {storage} was refused: {error}")
+        });
+        if self.answers() { self.fail(token, error) } else { self.out.push(Effect::Drop { token }) }
+    }
+
+    fn refuse_heartbeat(&mut self, token: Token, heartbeat: &Heartbeat, error: WireError) {
+        let (Some(image), true) = (self.image(), self.answers()) else {
+            return self.out.push(Effect::Drop { token });
+        };
+        let id = heartbeat.storage;
+        let answer = HeartbeatAnswer {
+            cluster: image.cluster,
+            controller: self.me.controller,
+            controller_epoch: self.history.controller_epoch(),
+            position: self.history.position(),
+            incarnation: heartbeat.incarnation,
+            sequence: heartbeat.sequence,
+            node_epoch: NodeEpoch(0),
+            state: image.storage.get(&id).map_or(NodeState::Fenced, |node| node.state),
+            pairing: PairingField { controller: None, epoch: Default::default() },
+            lease_ms: 0,
+            shutdown_granted: false,
+            drain_impossible: false,
+            error: Some(error.clone()),
+        };
+        self.out.push(Effect::Answer { token, payload: answer.encode() });
+        if error.code != Code::UnknownNode {
+            let who = format!("heartbeat {id} {}", heartbeat.incarnation);
+            self.complain(&who, || format!("a heartbeat of storage node {id} does not count: {error}"));
+        }
+    }
+
+    /// Whether it is ours to answer.
+    fn answers(&self) -> bool {
+        matches!(self.role, Role::Active { .. }) && self.may_act()
+    }
+
+    /// Takes note of a heartbeat that counts. False where it is late: over an ended connection, or overtaken by another.
+    fn hear(&mut self, heartbeat: &Heartbeat, received_at: Monotonic) -> bool {
+        if self.ended.contains(&heartbeat.connection) {
+            return false;
+        }
+        let fresh = || Session::new(heartbeat.incarnation);
+        let session = self.sessions.entry(heartbeat.storage).or_insert_with(fresh);
+        if session.incarnation != heartbeat.incarnation {
+            let (fenced_at, push) = (session.fenced_at, PushState::default());
+            *session = Session { fenced_at, push, ..fresh() };
+        }
+        if session.heard.is_some() && heartbeat.sequence <= session.sequence {
+            return false;
+        }
+        session.sequence = heartbeat.sequence;
+        session.connection = Some(heartbeat.connection.clone());
+        session.heard = Some(session.heard.map_or(received_at, |before| before.max(received_at)));
+        session.ended = false;
+        session.claimed = heartbeat.position;
+        session.cluster = heartbeat.cluster;
+        session.wanted = heartbeat.wanted;
+        session.health = heartbeat.health.clone();
+        true
+    }
+
+    /// The node has this on its disk. Only forwards, and only what can be.
+    pub(super) fn note_position(&mut self, id: StorageId, position: Position) {
+        let (head, now) = (self.history.position().version, self.mono());
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if position.version > head {
+            return;
+        }
+        if position.version > session.position.version {
+            session.position = position;
+            self.waiters_note(id, position.version);
+        }
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        match session.behind {
+            Some((target, _)) if session.position.version >= target => session.behind = None,
+            Some(_) => {}
+            None if session.position.version < head => session.behind = Some((head, now)),
+            None => {}
+        }
+        if session.position.version < head {
+            self.push_to(id);
+        }
+    }
+
+    fn answer_heartbeat(&mut self, heartbeat: &Heartbeat, token: Token) {
+        if !self.answers() {
+            return self.out.push(Effect::Drop { token });
+        }
+        let id = heartbeat.storage;
+        let (Some(image), Some(session)) = (self.image(), self.sessions.get(&id)) else { return };
+        let Some(node) = image.storage.get(&id) else { return };
+        let settled = session.position.version >= session.lost_leadership_at.max(session.fenced_at);
+        let lease = if node.state.serves() && settled && !self.losing(id) {
+            // Counted from when the heartbeat was sent, and a little shorter than the session that is counted here.
+            self.settings.session_timeout * 9 / 10
+        } else {
+            Duration::ZERO
+        };
+        let granted = session.drained_at.is_some_and(|version| self.all_active_have(version));
+        let draining = session.wanted == WantedState::Draining;
+        let impossible = draining && node.leaders > 0 && !rules::node::can_drain(image, id);
+        let answer = HeartbeatAnswer {
+            cluster: image.cluster,
+            controller: self.me.controller,
+            controller_epoch: self.history.controller_epoch(),
+            position: self.history.position(),
+            incarnation: heartbeat.incarnation,
+            sequence: heartbeat.sequence,
+            node_epoch: node.epoch,
+            state: node.state,
+            pairing: PairingField { controller: node.pairing, epoch: node.pairing_epoch },
+            lease_ms: u64::try_from(lease.as_millis()).unwrap_or(0),
+            shutdown_granted: draining && granted,
+            drain_impossible: impossible,
+            error: None,
+        };
+        self.out.push(Effect::Answer { token, payload: answer.encode() });
+    }
+
+    /// Whether the change under way may take a leadership from the node.
+    fn losing(&self, id: StorageId) -> bool {
+        let Some(in_flight) = &self.in_flight else { return false };
+        in_flight.records().iter().any(|record| match record {
+            Record::PartitionsChanged { topic_id, changes } => changes.iter().any(|change| {
+                let partition = self.image().and_then(|image| image.partition(*topic_id, change.partition));
+                change.leader.is_some() && partition.is_some_and(|partition| partition.leader == Some(id))
+            }),
+            Record::StorageStateChanged { storage, state, .. } => *storage == id && !state.serves(),
+            Record::StorageReplaced { storage, .. } | Record::StorageRegistered { storage, .. } => *storage == id,
+            Record::TopicDeleted { .. }
+            | Record::ClusterFounded { .. }
+            | Record::ClusterRestored { .. }
+            | Record::ControllerElected { .. }
+            | Record::SnapshotCommitted { .. }
+            | Record::StorageRemoved { .. }
+            | Record::PairingChanged { .. }
+            | Record::TopicCreated { .. }
+            | Record::PartitionsAdded { .. }
+            | Record::TopicConfigured { .. }
+            | Record::NoOp {} => false,
+        })
+    }
+
+    fn all_active_have(&self, version: Version) -> bool {
+        let Some(image) = self.image() else { return false };
+        let has = |id| self.sessions.get(&id).is_some_and(|session| session.position.version >= version);
+        image.active_nodes().all(|(id, _)| has(id))
+    }
+
+    /// Whether the incarnation that is registered may still be at work.
+    pub(super) fn session_live(&self, id: StorageId) -> bool {
+        let Some(session) = self.sessions.get(&id) else { return self.in_grace() };
+        if session.ended {
+            return false;
+        }
+        let quiet = session.heard.map_or(self.hearing_since, |heard| heard);
+        self.mono().since(quiet) < self.settings.session_timeout
+    }
+
+    /// A new controller takes nobody's silence for death before a full session that it could hear itself.
+    fn in_grace(&self) -> bool {
+        let since = match self.role {
+            Role::Active { since, .. } => since.max(self.hearing_since),
+            Role::Starting | Role::Standby | Role::Electing | Role::Halted { .. } => self.hearing_since,
+        };
+        self.mono().since(since) < self.settings.session_timeout
+    }
+
+    pub(super) fn session_ended(&mut self, connection: &Connection) {
+        let ended = |session: &super::sessions::Session| session.connection.as_ref() == Some(connection);
+        let found = self.sessions.iter_mut().find(|(_, session)| ended(session)).map(|(id, session)| {
+            session.ended = true;
+            *id
+        });
+        if let Some(id) = found {
+            self.log(Level::Info, format!("the connection of storage node {id} ended"));
+        }
+    }
+
+    pub(super) fn session_registered(&mut self, id: StorageId, incarnation: IncarnationId, version: Version) {
+        self.pairing_dirty = true;
+        // It has not heartbeaten yet: its session counts from its registration.
+        let mut session = Session::new(incarnation);
+        session.heard = Some(self.mono());
+        session.fenced_at = version;
+        self.sessions.insert(id, session);
+    }
+
+    pub(super) fn session_state(&mut self, id: StorageId, state: NodeState, version: Version) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        match state {
+            NodeState::Fenced | NodeState::Removed => session.fenced_at = version,
+            NodeState::Active | NodeState::Draining => {}
+        }
+        if session.wanted == WantedState::Draining && state == NodeState::Fenced {
+            session.drained_at = Some(version);
+        }
+    }
+
+    /// Whoever held a replica may have led it: none of them gets a lease before it knows better.
+    pub(super) fn leadership_moved(&mut self, topic: TopicId, change: &PartitionChange, version: Version) {
+        let Some(leader) = change.leader else { return };
+        let Some(partition) = self.history.image().and_then(|image| image.partition(topic, change.partition)) else {
+            return;
+        };
+        for replica in partition.replicas.iter().filter(|replica| Some(**replica) != leader) {
+            if let Some(session) = self.sessions.get_mut(replica) {
+                session.lost_leadership_at = version;
+            }
+        }
+    }
+
+    pub(super) fn sweep(&mut self) {
+        self.consider_founding();
+        let now = self.mono();
+        let timeout = self.settings.session_timeout;
+        let gone =
+            self.peers.values().any(|peer| now.since(peer.heard) >= timeout && now.since(peer.heard) < timeout * 2);
+        if gone {
+            self.pairing_dirty = true;
+        }
+    }
+
+    /// Storage nodes that must be fenced now.
+    fn to_fence(&self) -> BTreeSet<StorageId> {
+        let Some(image) = self.image() else { return BTreeSet::new() };
+        let (now, timeout, grace) = (self.mono(), self.settings.session_timeout, self.in_grace());
+        let must = |id: &StorageId| {
+            let Some(session) = self.sessions.get(id) else { return !grace };
+            if session.ended {
+                return true;
+            }
+            let heard = session.heard.unwrap_or(self.hearing_since);
+            let silent = !grace && now.since(heard.max(self.hearing_since)) >= timeout;
+            let idle = session.behind.is_some_and(|(_, since)| now.since(since) >= timeout);
+            let hung = Duration::from_millis(session.health.sync_stalled_ms) >= timeout;
+            silent || idle || hung
+        };
+        let serving = image.storage.iter().filter(|(_, node)| node.state.serves());
+        serving.map(|(id, _)| *id).filter(must).collect()
+    }
+
+    /// Storage nodes that have caught up and may serve.
+    fn to_unfence(&self) -> BTreeSet<StorageId> {
+        let Some(image) = self.image() else { return BTreeSet::new() };
+        let (now, timeout) = (self.mono(), self.settings.session_timeout);
+        let ready = |(id, session): (&StorageId, &Session)| {
+            let node = image.storage.get(id)?;
+            let heard = session.heard.is_some_and(|heard| now.since(heard) < timeout) && session.connection.is_some();
+            let caught_up = session.position.version >= session.fenced_at.max(Version(node.epoch.0));
+            let well = session.health.directory_errors.is_empty() && session.health.sync_stalled_ms == 0;
+            let running = session.wanted == WantedState::Running;
+            let here = node.state == NodeState::Fenced && node.incarnation == session.incarnation;
+            (here && heard && caught_up && well && running && !session.ended && session.behind.is_none()).then_some(*id)
+        };
+        self.sessions.iter().filter_map(ready).collect()
+    }
+
+    /// What the liveness of nodes asks for, one change at a time. True where one was begun.
+    pub(super) fn work_for_nodes(&mut self) -> bool {
+        let fence = self.to_fence();
+        if !fence.is_empty() {
+            let why = self.why_fenced(&fence);
+            return self.change_nodes(rules::node::fence, &fence, why);
+        }
+        if self.work_for_draining() {
+            return true;
+        }
+        let unfence = self.to_unfence();
+        if !unfence.is_empty() {
+            let why = format!("{} caught up", names(&unfence));
+            return self.change_nodes(rules::node::unfence, &unfence, why);
+        }
+        self.pairing_dirty && self.work_for_pairing()
+    }
+
+    fn change_nodes(
+        &mut self,
+        rule: fn(&crate::metadata::Image, &BTreeSet<StorageId>) -> Vec<Record>,
+        nodes: &BTreeSet<StorageId>,
+        why: String,
+    ) -> bool {
+        let records = self.image().map(|image| rule(image, nodes)).unwrap_or_default();
+        if records.is_empty() {
+            return false;
+        }
+        self.log(Level::Info, why.clone());
+        self.append(records, why.into(), None, Purpose::Background);
+        true
+    }
+
+    fn why_fenced(&self, nodes: &BTreeSet<StorageId>) -> String {
+        let ended = nodes.iter().all(|id| self.sessions.get(id).is_some_and(|session| session.ended));
+        let why = if ended {
+            "the connection ended".to_string()
+        } else {
+            format!("silent, or without progress, for {} ms", self.settings.session_timeout.as_millis())
+        };
+        format!("{} fenced: {why}", names(nodes))
+    }
+
+    fn work_for_draining(&mut self) -> bool {
+        let Some(image) = self.image() else { return false };
+        let wants = |session: &Session| session.wanted == WantedState::Draining && !session.ended;
+        let mut drain = None;
+        for (id, session) in self.sessions.iter().filter(|(_, session)| wants(session)) {
+            let Some(node) = image.storage.get(id).filter(|node| node.incarnation == session.incarnation) else {
+                continue;
+            };
+            match node.state {
+                NodeState::Active => drain = Some((*id, NodeState::Active)),
+                NodeState::Draining if node.leaders == 0 => drain = Some((*id, NodeState::Draining)),
+                NodeState::Draining | NodeState::Fenced | NodeState::Removed => {}
+            }
+        }
+        match drain {
+            Some((id, NodeState::Active)) => {
+                let records = rules::node::drain(image, id);
+                let why = format!("storage node {id} drains");
+                self.log(Level::Info, why.clone());
+                self.append(records, why.into(), None, Purpose::Background);
+                true
+            }
+            Some((id, _)) => {
+                let why = format!("storage node {id} has drained");
+                self.change_nodes(rules::node::fence, &BTreeSet::from([id]), why)
+            }
+            None => false,
+        }
+    }
+
+    fn work_for_pairing(&mut self) -> bool {
+        self.pairing_dirty = false;
+        let mut alive: BTreeSet<_> =
+            self.peers.iter().filter(|(_, peer)| self.peer_alive(peer)).map(|(id, _)| *id).collect();
+        alive.insert(self.me.controller);
+        let services = self.services.clone();
+        let Some(image) = self.image() else { return false };
+        let records = rules::pairing::repair(image, &|id| services.pairings.get(&id).copied(), &alive);
+        if records.is_empty() {
+            return false;
+        }
+        let why = "storage nodes are paired with the metadata services that live";
+        self.append(records, why.into(), None, Purpose::Background);
+        true
+    }
+}
+
+pub(super) fn names(nodes: &BTreeSet<StorageId>) -> String {
+    const SHOWN: usize = 8;
+    let shown: Vec<_> = nodes.iter().take(SHOWN).map(ToString::to_string).collect();
+    let more = nodes.len().saturating_sub(SHOWN);
+    let plural = if nodes.len() == 1 { "storage node" } else { "storage nodes" };
+    if more == 0 {
+        format!("{plural} {}", shown.join(", "))
+    } else {
+        format!("{plural} {} and {more} more", shown.join(", "))
+    }
+}

@@ -1,0 +1,202 @@
+//! Answers to people who look: topics, nodes, and how the cluster does. Versions come from acknowledgements, counts from the
+//! metadata, neither from a heartbeat that may be old.
+
+use super::office::Role;
+use super::{Controller, Token};
+use crate::metadata::{Image, NodeState, StorageNode, Topic};
+use crate::types::{StorageId, Version};
+use crate::wire::admin::{
+    ActiveController, ClusterStatus, MetadataServiceStatus, NodeDescription, NodeList, PartitionDescription,
+    TopicDescription, TopicList, TopicSummary,
+};
+use crate::wire::{Code, WireError, admin};
+
+impl Controller {
+    pub(super) fn list_topics(&self, image: &Image) -> TopicList {
+        let topics = image.names.values().filter_map(|id| image.topics.get(id)).map(|topic| summarise(topic)).collect();
+        TopicList { version: self.history.position().version, topics }
+    }
+
+    pub(super) fn describe_topic(&self, image: &Image, name: &str) -> Result<TopicDescription, WireError> {
+        let unknown = || {
+            let words = format!("there is no topic {name:?}; `dmq topic list` shows those there are");
+            WireError::new(Code::UnknownTopicOrPartition, words)
+        };
+        let topic = image.topic(name).ok_or_else(unknown)?;
+        let describe = |(number, partition): (usize, &crate::metadata::Partition)| PartitionDescription {
+            partition: number as u32,
+            leader: partition.leader,
+            leader_epoch: partition.leader_epoch,
+            partition_epoch: partition.epoch,
+            replicas: partition.replicas.to_vec(),
+            isr: partition.isr().collect(),
+        };
+        Ok(TopicDescription {
+            name: topic.name.to_string(),
+            topic_id: topic.id,
+            version: self.history.position().version,
+            created_version: topic.created,
+            config: topic.config.clone(),
+            partitions: topic.partitions.iter().enumerate().map(describe).collect(),
+        })
+    }
+
+    fn describe_node(&self, id: StorageId, node: &StorageNode) -> NodeDescription {
+        let session = self.sessions.get(&id).filter(|session| session.incarnation == node.incarnation);
+        let version = session.map_or(Version::ZERO, |session| session.position.version);
+        let heard = session.filter(|session| session.connection.is_some()).and_then(|session| session.heard);
+        NodeDescription {
+            id,
+            state: node.state,
+            version,
+            lag: self.history.position().version.0.saturating_sub(version.0),
+            leader_count: node.leaders,
+            follower_count: node.followers(),
+            paired_metadata_service_id: node.pairing,
+            rack: node.rack.as_deref().map(str::to_string),
+            directory: node.directory,
+            incarnation: node.incarnation,
+            node_epoch: node.epoch,
+            heard_ms_ago: heard.map(|heard| u64::try_from(self.mono().since(heard).as_millis()).unwrap_or(u64::MAX)),
+            directory_errors: session.map(|session| session.health.directory_errors.clone()).unwrap_or_default(),
+            disk_free_bytes: heard.and(session).map(|session| session.health.disk_free_bytes),
+        }
+    }
+
+    pub(super) fn list_nodes(&self, image: &Image) -> NodeList {
+        let known = image.storage.iter().filter(|(_, node)| node.state != NodeState::Removed);
+        let nodes = known.map(|(id, node)| self.describe_node(*id, node)).collect();
+        NodeList { version: self.history.position().version, nodes }
+    }
+
+    pub(super) fn describe_one_node(&self, image: &Image, id: StorageId) -> Result<NodeDescription, WireError> {
+        let words = || format!("there is no storage node {id}; `dmq node list` shows those there are");
+        let node = image.storage.get(&id).ok_or_else(|| WireError::new(Code::UnknownNode, words()))?;
+        Ok(self.describe_node(id, node))
+    }
+
+    pub(super) fn cluster_status(&self) -> ClusterStatus {
+        let mut problems = Vec::new();
+        let active = match &self.role {
+            Role::Active { epoch, .. } => Some(ActiveController { id: self.me.controller, epoch: *epoch }),
+            Role::Halted { why } => {
+                problems.push(format!("the history is lost: {why}; `dmq metadata restore` shows what can be done"));
+                None
+            }
+            Role::Starting | Role::Standby | Role::Electing => None,
+        };
+        if active.is_none() {
+            problems.push("no controller is active".to_string());
+        }
+        let mut status = ClusterStatus {
+            cluster_id: self.image().map(|image| image.cluster),
+            version: self.history.position().version,
+            healthy: false,
+            problems,
+            controller: active,
+            metadata_services: self.metadata_services(),
+            storage_nodes: Vec::new(),
+            topics: 0,
+            partitions: 0,
+            leaderless_partitions: 0,
+            under_replicated_partitions: 0,
+            refused_messages: self.refused,
+        };
+        if let Some(image) = self.image() {
+            status.storage_nodes = self.list_nodes(image).nodes;
+            for topic in image.topics.values().map(|topic| summarise(topic)) {
+                status.topics += 1;
+                status.partitions += u64::from(topic.partitions);
+                status.leaderless_partitions += u64::from(topic.leaderless_partitions);
+                status.under_replicated_partitions += u64::from(topic.under_replicated_partitions);
+            }
+        }
+        for node in status.storage_nodes.iter().filter(|node| node.state != NodeState::Active) {
+            status.problems.push(format!("storage node {} is {}", node.id, node.state.as_str()));
+        }
+        let counts = [
+            (status.leaderless_partitions, "without a leader"),
+            (status.under_replicated_partitions, "under-replicated"),
+        ];
+        for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
+            status.problems.push(format!("{count} partitions are {what}"));
+        }
+        status.healthy = status.problems.is_empty();
+        status
+    }
+
+    fn metadata_services(&self) -> Vec<MetadataServiceStatus> {
+        let me = MetadataServiceStatus {
+            id: self.me.controller,
+            state: self.role.on_the_wire(),
+            version: self.history.position().version,
+        };
+        let alive = self.peers.iter().filter(|(_, peer)| self.peer_alive(peer));
+        let others = alive.map(|(id, peer)| MetadataServiceStatus {
+            id: *id,
+            state: peer.message.role,
+            version: peer.message.position.version,
+        });
+        let mut all: Vec<_> = others.chain([me]).collect();
+        all.sort_by_key(|service| service.id);
+        all
+    }
+
+    /// Answers what only reads. False where the verb is another.
+    pub(super) fn read(&mut self, noun: &str, verb: &str, payload: &[u8], token: Token) -> bool {
+        let nothing = || admin::decode::<admin::Nothing>(payload);
+        let Some(image) = self.history.image() else {
+            if (noun, verb) == ("cluster", "status") {
+                let status = admin::encode(&self.cluster_status());
+                self.out.push(super::Effect::Answer { token, payload: status.into() });
+                return true;
+            }
+            return false;
+        };
+        let answer = match (noun, verb) {
+            ("topic", "list") => nothing().map(|_| admin::encode(&self.list_topics(image))),
+            ("topic", "describe") => admin::decode::<admin::TopicNamed>(payload)
+                .and_then(|asked| self.describe_topic(image, &asked.name))
+                .map(|found| admin::encode(&found)),
+            ("node", "list") => nothing().map(|_| admin::encode(&self.list_nodes(image))),
+            ("node", "describe") => admin::decode::<admin::NodeNamed>(payload)
+                .and_then(|asked| self.describe_one_node(image, asked.id))
+                .map(|found| admin::encode(&found)),
+            ("cluster", "status") => nothing().map(|_| admin::encode(&self.cluster_status())),
+            ("metadata", "show") => nothing().and_then(|_| self.show(image)),
+            _ => return false,
+        };
+        match answer {
+            Ok(answer) => self.out.push(super::Effect::Answer { token, payload: answer.into() }),
+            Err(error) => self.refuse_request(token, error),
+        }
+        true
+    }
+
+    /// The image, in the lines of a snapshot.
+    fn show(&self, image: &Image) -> Result<String, WireError> {
+        let mut lines = Vec::new();
+        let failed = |error: crate::metadata::SnapshotError| WireError::new(Code::InvalidState, error.to_string());
+        crate::metadata::write_snapshot(image, self.history.position(), &mut lines).map_err(failed)?;
+        if lines.len() > self.settings.message_limit {
+            let words = "the metadata does not fit one message: read it with `nats object get`, or topic by topic";
+            return Err(WireError::new(Code::MessageTooLarge, words));
+        }
+        let parsed: Result<Vec<serde_json::Value>, _> =
+            lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(serde_json::from_slice).collect();
+        parsed.map(|lines| admin::encode(&lines)).map_err(|error| WireError::malformed(&error))
+    }
+}
+
+fn summarise(topic: &Topic) -> TopicSummary {
+    let count =
+        |pick: fn(&crate::metadata::Partition) -> bool| topic.partitions.iter().filter(|p| pick(p)).count() as u32;
+    TopicSummary {
+        name: topic.name.to_string(),
+        topic_id: topic.id,
+        partitions: topic.partitions.len() as u32,
+        replication_factor: topic.partitions.first().map_or(0, |partition| partition.replicas.len() as u32),
+        leaderless_partitions: count(|partition| partition.leader.is_none()),
+        under_replicated_partitions: count(crate::metadata::Partition::under_replicated),
+    }
+}

@@ -1,0 +1,190 @@
+//! The few file operations that the store is built on, so that tests can put a disk under it that loses and tears.
+//!
+//! Nothing here decides what is durable: a caller syncs a file for its bytes, and its folder for its name.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
+
+/// A disk: the real one, or [`SimDisk`](super::sim::SimDisk).
+pub trait Disk: Send + Sync {
+    /// Makes the folder and its parents where they are missing, for this user alone, and makes the folder's name durable.
+    fn create_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Opens a file for writing that is empty, whether or not it existed.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn WriteFile>>;
+    /// Opens an existing file for writing at its end.
+    fn append(&self, path: &Path) -> io::Result<Box<dyn WriteFile>>;
+    /// Opens an existing file for reading. It stays readable when its name is taken away.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>>;
+    /// Replaces `to` by `from`, at once or not at all.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// The names of the files in a folder, in no order.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+    /// Makes the names in a folder durable: what was created, renamed and removed in it.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+}
+
+/// A file that is written at its end.
+pub trait WriteFile: Send {
+    /// Appends all the bytes, in one system call unless the disk takes fewer. After an error some of them may be there.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Makes the bytes and the length durable. One that failed is not to be repeated: the kernel may have dropped the
+    /// pages that it could not write, and the next sync would then succeed without them.
+    fn sync(&mut self) -> io::Result<()>;
+    /// Shortens the file, so that the next write begins at `len`.
+    fn truncate(&mut self, len: u64) -> io::Result<()>;
+}
+
+/// A file that is read at any place, by several threads.
+pub trait ReadFile: Send + Sync {
+    fn size(&self) -> io::Result<u64>;
+    /// Reads what there is at `offset`: fewer bytes than asked for, or none, at the end of the file.
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize>;
+}
+
+/// The operating system's file system.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        // Also where it existed: who made it may have been killed before this.
+        self.sync_dir(parent_of(dir))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
+        // Truncation by `set_len`, since std refuses `append` together with `truncate`.
+        let file = OpenOptions::new().append(true).create(true).open(path)?;
+        file.set_len(0)?;
+        Ok(Box::new(RealFile(file)))
+    }
+
+    fn append(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
+        Ok(Box::new(RealFile(OpenOptions::new().append(true).open(path)?)))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
+        Ok(Box::new(RealFile(File::open(path)?)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+}
+
+/// Of its own, so that the traits' methods don't compete with those of std for every file.
+struct RealFile(File);
+
+impl WriteFile for RealFile {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn truncate(&mut self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+}
+
+impl ReadFile for RealFile {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.0.read_at(into, offset) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+/// The folder that a path's name is in; `.` for a bare name.
+pub(super) fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Gives a file that is whole and synced its final name, durably.
+pub(super) fn publish(disk: &dyn Disk, temporary: &Path, path: &Path) -> io::Result<()> {
+    disk.rename(temporary, path)?;
+    disk.sync_dir(parent_of(path))
+}
+
+/// The name that a file has until it is whole. What ends so is refuse after a crash.
+pub(super) fn temporary_name(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(TEMPORARY);
+    PathBuf::from(name)
+}
+
+pub(super) const TEMPORARY: &str = ".tmp";
+
+/// Reads a file in order through one buffer, so that small items don't cost a system call each.
+pub(super) struct Window {
+    file: Box<dyn ReadFile>,
+    /// Where the readable bytes end, fixed when the window was opened.
+    end: u64,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+const WINDOW_BYTES: usize = 64 * 1024;
+
+impl Window {
+    pub fn new(file: Box<dyn ReadFile>, end: u64) -> Self {
+        Self { file, end, start: 0, bytes: Vec::new() }
+    }
+
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// The bytes at `offset`, or `None` where the file ends before `len` of them.
+    pub fn get(&mut self, offset: u64, len: usize) -> io::Result<Option<&[u8]>> {
+        let Some(wanted_end) = offset.checked_add(len as u64).filter(|end| *end <= self.end) else { return Ok(None) };
+        if offset < self.start || wanted_end > self.start + self.bytes.len() as u64 {
+            let fill = u64::min(self.end - offset, usize::max(len, WINDOW_BYTES) as u64) as usize;
+            self.bytes.resize(fill, 0);
+            self.start = offset;
+            let read = read_full(&*self.file, offset, &mut self.bytes)?;
+            self.bytes.truncate(read);
+            if read < len {
+                return Ok(None);
+            }
+        }
+        let at = (offset - self.start) as usize;
+        Ok(Some(&self.bytes[at..at + len]))
+    }
+}
+
+/// Fills the buffer unless the file ends before; how much was read.
+pub(super) fn read_full(file: &dyn ReadFile, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < into.len() {
+        match file.read_at(offset + done as u64, &mut into[done..])? {
+            0 => break,
+            read => done += read,
+        }
+    }
+    Ok(done)
+}

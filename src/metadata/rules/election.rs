@@ -1,0 +1,384 @@
+//! Who leads: the one election rule behind fencing, unfencing, draining, replacing and unclean elections.
+//!
+//! It looks at a partition as the nodes will stand once the change that is being decided has taken effect, so that a node which is
+//! fenced in the same change is not elected by it.
+
+use std::collections::BTreeMap;
+
+use smallvec::SmallVec;
+
+use crate::metadata::{Image, NodeState, Partition, PartitionChange, Record, Topic};
+use crate::types::{DirectoryId, PartitionId, StorageId, TopicId};
+
+/// The most partitions in one record, and the most replicas that they name together: records stay below 64 KB, so that changes
+/// can be split even where messages are small.
+pub(super) const PARTITIONS_PER_RECORD: usize = 500;
+pub(super) const REPLICAS_PER_RECORD: usize = 4_000;
+
+/// How the nodes stand once the change that is being decided has taken effect.
+pub struct Standing<'a> {
+    image: &'a Image,
+    changed: BTreeMap<StorageId, NodeState>,
+    lost: Option<(StorageId, DirectoryId)>,
+}
+
+impl<'a> Standing<'a> {
+    /// As they stand now.
+    pub fn now(image: &'a Image) -> Self {
+        Self { image, changed: BTreeMap::new(), lost: None }
+    }
+
+    pub(super) fn with(image: &'a Image, nodes: &[StorageId], state: NodeState) -> Self {
+        Self { image, changed: nodes.iter().map(|node| (*node, state)).collect(), lost: None }
+    }
+
+    /// The node is fenced, and what its directory held is gone.
+    pub(super) fn without(image: &'a Image, node: StorageId, directory: DirectoryId) -> Self {
+        Self { lost: Some((node, directory)), ..Self::with(image, &[node], NodeState::Fenced) }
+    }
+
+    fn state(&self, node: StorageId) -> NodeState {
+        let now = || self.image.storage.get(&node).map_or(NodeState::Removed, |node| node.state);
+        self.changed.get(&node).copied().unwrap_or_else(now)
+    }
+
+    fn has_lost(&self, node: StorageId) -> bool {
+        self.lost.is_some_and(|(lost, _)| lost == node)
+    }
+}
+
+/// What becomes of a partition: the first in-sync replica in order of preference that is active leads. A leader that is active
+/// stays; one that drains stays only where no other can lead. Where there is a leader, nodes that are fenced or drain leave
+/// the in-sync replicas. Where there is none, nobody leaves but a lost directory, and that only if another member remains:
+/// every member has everything that was acknowledged. None where nothing changes.
+pub fn elect(
+    topic: &Topic,
+    number: PartitionId,
+    partition: &Partition,
+    standing: &Standing<'_>,
+) -> Option<PartitionChange> {
+    let waits_for = topic.waits_for.get(&number).copied();
+    // A node in another directory than the one that was in sync holds none of the partition's records.
+    let holds = |node: StorageId| match waits_for {
+        Some(wanted) => standing.image.storage.get(&node).and_then(|node| node.directory) == Some(wanted),
+        None => true,
+    };
+    let has_state = |node: &StorageId, state| standing.state(*node) == state;
+    let first = |state| partition.isr().find(|node| has_state(node, state) && holds(*node));
+    let keeps = partition.leader.filter(|leader| has_state(leader, NodeState::Active));
+    let drains = || partition.leader.filter(|leader| has_state(leader, NodeState::Draining));
+    let clean = keeps.or_else(|| first(NodeState::Active)).or_else(drains).or_else(|| first(NodeState::Draining));
+    let unclean = || if topic.unclean_election() { elect_unclean(partition, standing, &holds) } else { None };
+
+    let before: SmallVec<[StorageId; 8]> = partition.isr().collect();
+    let (leader, isr): (_, SmallVec<[StorageId; 8]>) = match (clean, clean.is_none().then(unclean).flatten()) {
+        (Some(leader), _) => {
+            let stays = |node: &StorageId| *node == leader || has_state(node, NodeState::Active);
+            (Some(leader), partition.isr().filter(stays).collect())
+        }
+        (None, Some(leader)) => (Some(leader), [leader].into_iter().collect()),
+        (None, None) => (None, partition.isr().filter(|node| !standing.has_lost(*node)).collect()),
+    };
+    let isr = if isr.is_empty() { before.clone() } else { isr };
+    let waits = match standing.lost {
+        Some((lost, directory)) if leader.is_none() && isr[..] == [lost] && waits_for.is_none() => Some(directory),
+        Some(_) | None => None,
+    };
+    let change = PartitionChange {
+        partition: number,
+        leader: (leader != partition.leader).then_some(leader),
+        isr: (isr != before).then(|| isr.to_vec()),
+        waits_for: waits,
+    };
+    (change.leader.is_some() || change.isr.is_some() || change.waits_for.is_some()).then_some(change)
+}
+
+/// Any replica that is active, though it may lack records: best one whose directory was not lost meanwhile.
+fn elect_unclean(
+    partition: &Partition,
+    standing: &Standing<'_>,
+    holds: &dyn Fn(StorageId) -> bool,
+) -> Option<StorageId> {
+    let active = |node: &&StorageId| standing.state(**node) == NodeState::Active;
+    let mut candidates = partition.replicas.iter().filter(active);
+    let emptied = |node: StorageId| partition.in_sync(node) && !holds(node);
+    candidates.clone().find(|node| !emptied(**node)).or_else(|| candidates.next()).copied()
+}
+
+/// Gathers changes of partitions, topic by topic, into records of a size that a message can carry.
+#[derive(Default)]
+pub(super) struct Gathered {
+    records: Vec<Record>,
+    topic: Option<TopicId>,
+    changes: Vec<PartitionChange>,
+    replicas: usize,
+}
+
+impl Gathered {
+    pub fn push(&mut self, topic: TopicId, change: PartitionChange) {
+        let replicas = change.isr.as_ref().map_or(0, Vec::len);
+        let full = self.changes.len() == PARTITIONS_PER_RECORD || self.replicas + replicas > REPLICAS_PER_RECORD;
+        if full || self.topic != Some(topic) {
+            self.close();
+        }
+        self.topic = Some(topic);
+        self.replicas += replicas;
+        self.changes.push(change);
+    }
+
+    fn close(&mut self) {
+        let changes = std::mem::take(&mut self.changes);
+        self.replicas = 0;
+        if let Some(topic_id) = self.topic
+            && !changes.is_empty()
+        {
+            self.records.push(Record::PartitionsChanged { topic_id, changes });
+        }
+    }
+
+    pub fn records(mut self) -> Vec<Record> {
+        self.close();
+        self.records
+    }
+}
+
+/// What becomes of every partition that `concerns` picks.
+pub(super) fn elect_where(
+    image: &Image,
+    standing: &Standing<'_>,
+    concerns: impl Fn(&Topic, &Partition) -> bool,
+) -> Vec<Record> {
+    let mut gathered = Gathered::default();
+    for topic in image.topics.values() {
+        for (number, partition) in (0..).zip(&topic.partitions) {
+            if concerns(topic, partition)
+                && let Some(change) = elect(topic, number, partition, standing)
+            {
+                gathered.push(topic.id, change);
+            }
+        }
+    }
+    gathered.records()
+}
+
+/// Elections of one topic's partitions that have no leader, as if it were configured like `topic`.
+pub(super) fn elect_leaderless(image: &Image, topic: &Topic) -> Vec<Record> {
+    let standing = Standing::now(image);
+    let mut gathered = Gathered::default();
+    for (number, partition) in (0..).zip(&topic.partitions) {
+        if partition.leader.is_none()
+            && let Some(change) = elect(topic, number, partition, &standing)
+        {
+            gathered.push(topic.id, change);
+        }
+    }
+    gathered.records()
+}
+
+/// A set of nodes that answers within nanoseconds: a scan asks it for every replica of a million partitions.
+pub(super) struct NodeSet {
+    words: Vec<u64>,
+    /// Ids that would make the words too many, sorted.
+    beyond: Vec<StorageId>,
+}
+
+impl NodeSet {
+    const DENSE: u32 = 1 << 16;
+
+    pub fn new(nodes: impl IntoIterator<Item = StorageId>) -> Self {
+        let (mut words, mut beyond) = (Vec::new(), Vec::new());
+        for node in nodes {
+            if node.0 >= Self::DENSE {
+                beyond.push(node);
+                continue;
+            }
+            let word = (node.0 / 64) as usize;
+            if words.len() <= word {
+                words.resize(word + 1, 0);
+            }
+            words[word] |= 1 << (node.0 % 64);
+        }
+        beyond.sort_unstable();
+        Self { words, beyond }
+    }
+
+    pub fn contains(&self, node: StorageId) -> bool {
+        match self.words.get((node.0 / 64) as usize) {
+            Some(word) => word & (1 << (node.0 % 64)) != 0,
+            None => !self.beyond.is_empty() && self.beyond.binary_search(&node).is_ok(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::config::UNCLEAN_ELECTION;
+    use crate::metadata::rules::node::{drain, fence, replace, unfence};
+    use crate::metadata::testing::{World, directory, ids, set, topic_id};
+
+    fn opted_in() -> BTreeMap<String, String> {
+        BTreeMap::from([(UNCLEAN_ELECTION.to_string(), "true".to_string())])
+    }
+
+    #[test]
+    fn the_first_in_sync_replica_in_order_of_preference_leads() {
+        let mut world = World::with_nodes(4);
+        world.topic(0, [2, 0, 3, 1]);
+        world.shrink(0, [2, 1, 3]);
+        world.fence([2]);
+        assert_eq!(world.standing(0), (Some(3), vec![3, 1]));
+    }
+
+    #[test]
+    fn a_node_that_is_fenced_in_the_same_change_is_not_elected() {
+        let mut world = World::with_nodes(3);
+        world.topic(0, [0, 1, 2]);
+        world.fence([0, 1]);
+        assert_eq!(world.standing(0), (Some(2), vec![2]));
+    }
+
+    #[test]
+    fn the_last_member_never_leaves_and_leads_again_when_it_is_back() {
+        let mut world = World::with_nodes(2);
+        world.topic(0, [0, 1]);
+        world.fence([0]);
+        world.fence([1]);
+        assert_eq!(world.standing(0), (None, vec![1]));
+        world.unfence([0]);
+        assert_eq!(world.standing(0), (None, vec![1]), "node 0 may lack records");
+        world.unfence([1]);
+        assert_eq!((world.standing(0), world.leader_epoch(0)), ((Some(1), vec![1]), 3));
+    }
+
+    #[test]
+    fn where_all_members_are_fenced_at_once_any_of_them_brings_the_partition_back() {
+        let mut world = World::with_nodes(3);
+        world.topic(0, [0, 1, 2]);
+        world.fence([0, 1, 2]);
+        assert_eq!(world.standing(0), (None, vec![0, 1, 2]));
+        world.unfence([1]);
+        assert_eq!(world.standing(0), (Some(1), vec![1]), "who is still fenced does not hold up acknowledgements");
+    }
+
+    #[test]
+    fn without_consent_a_replica_out_of_sync_never_leads() {
+        let mut world = World::with_nodes(2);
+        world.topic(0, [0, 1]);
+        world.topic_with(1, [0, 1], opted_in());
+        world.shrink(0, [0]);
+        world.shrink(1, [0]);
+        world.fence([0]);
+        assert_eq!(world.standing(0), (None, vec![0]));
+        assert_eq!(world.standing(1), (Some(1), vec![1]), "the topic opted in: the new leader alone is in sync");
+    }
+
+    #[test]
+    fn an_unclean_election_waits_for_a_replica_that_is_active() {
+        let mut world = World::with_nodes(2);
+        world.topic_with(0, [0, 1], opted_in());
+        world.shrink(0, [0]);
+        world.fence([0, 1]);
+        assert_eq!(world.standing(0), (None, vec![0]));
+        world.unfence([1]);
+        assert_eq!(world.standing(0), (Some(1), vec![1]));
+    }
+
+    #[test]
+    fn a_draining_node_is_elected_only_where_no_other_can_be() {
+        let mut world = World::with_nodes(3);
+        world.topic(0, [0, 1, 2]);
+        world.topic(1, [1]);
+        world.commit(drain(world.image(), StorageId(1)));
+        assert_eq!((world.standing(0), world.standing(1)), ((Some(0), vec![0, 2]), (Some(1), vec![1])));
+        world.fence([0]);
+        assert_eq!(world.standing(0), (Some(2), vec![2]));
+    }
+
+    #[test]
+    fn only_the_lost_directory_brings_back_the_partition_that_waits_for_it() {
+        let mut world = World::with_nodes(2);
+        world.topic(0, [0, 1]);
+        world.shrink(0, [0]);
+        world.fence([0]);
+        world.commit(replace(world.image(), StorageId(0), false).unwrap());
+        assert_eq!(world.image().topics[&topic_id(0)].waits_for.get(&0), Some(&directory(0)));
+        // Another directory takes the id: it is empty.
+        register_in(&mut world, 0, 99);
+        world.unfence([0]);
+        assert_eq!(world.standing(0), (None, vec![0]));
+        // It is lost as well: the partition goes on waiting for the first.
+        world.fence([0]);
+        world.commit(replace(world.image(), StorageId(0), false).unwrap());
+        assert_eq!(world.image().topics[&topic_id(0)].waits_for.get(&0), Some(&directory(0)));
+        register_in(&mut world, 0, 0);
+        world.unfence([0]);
+        assert_eq!(world.standing(0), (Some(0), vec![0]));
+        assert!(world.image().topics[&topic_id(0)].waits_for.is_empty());
+    }
+
+    fn register_in(world: &mut World, id: u32, number: u32) {
+        let incarnation = world.incarnation();
+        let registered = crate::metadata::rules::node::register(
+            world.image(),
+            &set([]),
+            &|_| false,
+            Some(StorageId(id)),
+            directory(number),
+            incarnation,
+            None,
+        );
+        world.commit(registered.unwrap().records);
+    }
+
+    #[test]
+    fn an_unclean_election_prefers_a_replica_whose_directory_is_not_new() {
+        let mut world = World::with_nodes(2);
+        world.topic_with(0, [0, 1], opted_in());
+        world.shrink(0, [0]);
+        world.fence([0, 1]);
+        world.commit(replace(world.image(), StorageId(0), false).unwrap());
+        register_in(&mut world, 0, 99);
+        world.unfence([0, 1]);
+        assert_eq!(world.standing(0), (Some(1), vec![1]));
+    }
+
+    #[test]
+    fn many_partitions_are_split_over_records_and_topics_are_not_mixed() {
+        let mut gathered = Gathered::default();
+        let change =
+            |partition, isr: Option<Vec<StorageId>>| PartitionChange { partition, leader: None, isr, waits_for: None };
+        (0..1_100).for_each(|number| gathered.push(topic_id(0), change(number, None)));
+        let wide = ids([0; 32]);
+        (0..200).for_each(|number| gathered.push(topic_id(1), change(number, Some(wide.clone()))));
+        let sizes: Vec<_> = gathered
+            .records()
+            .into_iter()
+            .map(|record| match record {
+                Record::PartitionsChanged { topic_id, changes } => (topic_id, changes.len()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let (first, second) = (topic_id(0), topic_id(1));
+        assert_eq!(sizes, [(first, 500), (first, 500), (first, 100), (second, 125), (second, 75)]);
+    }
+
+    #[test]
+    fn fencing_and_unfencing_many_is_one_record_for_each_topic() {
+        let mut world = World::with_nodes(3);
+        world.topic(0, [0, 1, 2]);
+        world.topic(1, [1, 2, 0]);
+        let records = fence(world.image(), &set([0, 1]));
+        assert_eq!(records.len(), 4, "two nodes, two topics: {records:?}");
+        world.commit(records);
+        assert_eq!(unfence(world.image(), &set([0, 1])).len(), 2, "followers join only when their leaders ask");
+    }
+
+    #[test]
+    fn a_node_set_answers_for_ids_near_and_far() {
+        let far = [StorageId(0), StorageId(63), StorageId(64), StorageId(70_000), StorageId(u32::MAX)];
+        let nodes = NodeSet::new(far);
+        assert!(far.iter().all(|node| nodes.contains(*node)));
+        assert!(![1, 65, 128, 65_535, 65_536, 70_001].into_iter().any(|id| nodes.contains(StorageId(id))));
+    }
+}
