@@ -357,7 +357,7 @@ impl Shell {
 
     async fn admin_request(&mut self, request: crate::bus::service::Request) {
         let Some((noun, verb)) = crate::wire::admin::VERBS.get(request.endpoint) else { return };
-        let token = self.token(Pending::Admin(request.responder));
+        let token = self.token(Pending::Admin(Box::new(request.responder)));
         let fresh_id = TopicId(uuid::Uuid::new_v4());
         let (noun, verb, payload) = ((*noun).into(), (*verb).into(), request.payload);
         self.feed(Input::Admin { noun, verb, payload, token, fresh_id }).await;
