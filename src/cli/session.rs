@@ -2,34 +2,28 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
 use tokio::time::Instant;
 
 use super::global::GlobalArgs;
+use super::settings::Loaded;
 use crate::client::Admin;
+use crate::config::{ConnectPlan, Connected, Services, connect};
 
 pub struct Session {
-    pub client: async_nats::Client,
+    pub connected: Connected,
     pub admin: Admin,
+    pub services: Services,
 }
 
 pub async fn open(global: &GlobalArgs) -> anyhow::Result<Session> {
     let deadline = Instant::now() + global.deadline();
-    let client = connect(global, deadline).await?;
+    let loaded = Loaded::from(global)?;
+    let services = loaded.services()?;
+    // Half of the time: whoever has no server shall hear it, and a controller that is found needs time as well.
+    let plan =
+        ConnectPlan { name: "dmq command line".into(), deadline: global.deadline() / 2, require_jetstream: false };
+    let connected = connect(&loaded.target, &plan).await?;
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
-    let admin = Admin::new(client.clone(), "dmq.admin").within(left);
-    Ok(Session { client, admin })
-}
-
-async fn connect(global: &GlobalArgs, deadline: Instant) -> anyhow::Result<async_nats::Client> {
-    let from_env = || std::env::var("DMQ_NATS_URL").or_else(|_| std::env::var("NATS_URL")).ok();
-    let urls = if global.nats_url.is_empty() {
-        from_env().unwrap_or_else(|| "nats://127.0.0.1:4222".into())
-    } else {
-        global.nats_url.join(",")
-    };
-    let servers: Vec<_> = urls.split(',').map(|url| url.trim().to_owned()).collect();
-    let connecting = async_nats::ConnectOptions::new().name("dmq command line").connect(servers);
-    let connected = tokio::time::timeout_at(deadline, connecting).await.context("no answer in time");
-    connected.and_then(|connected| Ok(connected?)).with_context(|| format!("cannot reach NATS at {urls}"))
+    let admin = Admin::new(connected.client.clone(), services.admin_prefix()).within(left);
+    Ok(Session { connected, admin, services })
 }

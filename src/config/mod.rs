@@ -12,6 +12,7 @@ pub mod settings;
 
 pub use nats::{
     ConnectError, ConnectPlan, Connected, ConnectionEvent, ConnectionState, NatsTarget, NatsTargetError, connect,
+    connect_options,
 };
 pub use services::{ControllerSubjects, DataTarget, Fault, Owner, Services, StorageSubjects};
 pub use services_file::{ServicesFileError, Watcher};

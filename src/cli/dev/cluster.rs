@@ -34,6 +34,8 @@ type Key = (Role, u32);
 
 struct Cluster {
     folder: Folder,
+    /// What the admin verbs' subjects begin with.
+    admin_prefix: String,
     nats_url: String,
     printer: Printer,
     recipes: BTreeMap<Key, Recipe>,
@@ -106,6 +108,7 @@ impl Cluster {
         let controllers: Vec<u32> = services.controller_ids().map(|id| id.0).collect();
         let storage: Vec<u32> = services.storage_ids().map(|id| id.0).collect();
         let mut cluster = Self {
+            admin_prefix: services.admin_prefix(),
             nats_url,
             printer: Printer::start().context("start the printer")?,
             recipes: BTreeMap::new(),
@@ -151,7 +154,7 @@ impl Cluster {
         let (data, url) = (self.folder.path().display(), &self.nats_url);
         self.printer.print(format!("NATS is at {url}; logs are in {data}/logs; Ctrl-C ends everything"));
         self.printer.print(format!("break something: dmq dev kill storage 0 --data {data}"));
-        tokio::spawn(announce_health(self.nats_url.clone(), self.printer.clone()));
+        tokio::spawn(announce_health(self.nats_url.clone(), self.admin_prefix.clone(), self.printer.clone()));
         Ok(())
     }
 
@@ -332,13 +335,13 @@ fn chosen(role: Role, ids: &[u32], count: Option<u32>) -> anyhow::Result<Vec<u32
 }
 
 /// Says when the cluster is first healthy.
-async fn announce_health(nats_url: String, printer: Printer) {
+async fn announce_health(nats_url: String, admin_prefix: String, printer: Printer) {
     const GIVE_UP: Duration = Duration::from_secs(60);
     const LOOK_EVERY: Duration = Duration::from_millis(250);
     let began = Instant::now();
     let connecting = async_nats::ConnectOptions::new().name("dmq dev").connect(nats_url);
     let Ok(client) = connecting.await else { return };
-    let admin = Admin::new(client, "dmq.admin").within(Duration::from_secs(2));
+    let admin = Admin::new(client, admin_prefix).within(Duration::from_secs(2));
     while began.elapsed() < GIVE_UP {
         if admin.cluster_status().await.is_ok_and(|status| status.healthy) {
             printer.print(format!("the cluster is healthy, after {:.1} s", began.elapsed().as_secs_f64()));

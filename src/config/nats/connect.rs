@@ -136,6 +136,19 @@ pub async fn connect(target: &NatsTarget, plan: &ConnectPlan) -> Result<Connecte
 }
 
 async fn options(target: &NatsTarget, name: &str, raw: mpsc::Sender<Event>) -> Result<ConnectOptions, ConnectError> {
+    let options = connect_options(target).await?;
+    Ok(options.name(name).event_callback(move |event| {
+        // Waiting here would hold up the events behind; the state is settled by those that fit.
+        raw.try_send(event).ok();
+        std::future::ready(())
+    }))
+}
+
+/// How to connect to the target, for whoever watches over the connection itself: name and callbacks are still to be set.
+///
+/// # Errors
+/// `File`, where one that the target names cannot be used.
+pub async fn connect_options(target: &NatsTarget) -> Result<ConnectOptions, ConnectError> {
     let mut options = match &target.login {
         Login::Nobody => ConnectOptions::new(),
         Login::Creds(path) => {
@@ -167,16 +180,7 @@ async fn options(target: &NatsTarget, name: &str, raw: mpsc::Sender<Event>) -> R
     if let Some(prefix) = &target.inbox_prefix {
         options = options.custom_inbox_prefix(prefix);
     }
-    Ok(options
-        .name(name)
-        .ping_interval(target.ping_interval)
-        .connection_timeout(ATTEMPT)
-        .reconnect_delay_callback(backoff)
-        .event_callback(move |event| {
-            // Waiting here would hold up the events behind; the state is settled by those that fit.
-            raw.try_send(event).ok();
-            std::future::ready(())
-        }))
+    Ok(options.ping_interval(target.ping_interval).connection_timeout(ATTEMPT).reconnect_delay_callback(backoff))
 }
 
 /// The pause before an attempt, counted from 1: at once, then twice as long each time, half of it by chance, so that a

@@ -7,7 +7,7 @@ mod connect;
 mod context;
 mod target;
 
-pub use connect::{ConnectError, ConnectPlan, Connected, ConnectionEvent, ConnectionState, connect};
+pub use connect::{ConnectError, ConnectPlan, Connected, ConnectionEvent, ConnectionState, connect, connect_options};
 pub use target::{Login, NatsTarget, NatsTargetError};
 
 /// The oldest server whose JetStream does what the history and the lease need.
