@@ -43,8 +43,7 @@ fn options(nats: &NatsServer, directory: &Path) -> Options {
         id: None,
         rack: None,
         settings: Settings { heartbeat_interval: Duration::from_millis(100), ..Settings::default() },
-        nats: nats.url(),
-        connect: async_nats::ConnectOptions::new(),
+        nats: dmq::config::NatsSettings { url: Some(nats.url()), ..Default::default() },
         connect_timeout: Duration::from_secs(5),
         // The sender may go: these subjects never change.
         subjects: watch::channel(Arc::new(services) as Arc<dyn Subjects>).1,
@@ -283,11 +282,7 @@ async fn after_a_reconnect_a_node_is_heard_on_its_new_connection_and_pushed_to()
 async fn a_server_that_is_not_there_ends_the_start_with_its_address() {
     let (mut nats, directory) = (NatsServer::start(), tempfile::tempdir().unwrap());
     nats.kill();
-    let options = Options {
-        connect: async_nats::ConnectOptions::new().retry_on_initial_connect(),
-        connect_timeout: Duration::from_secs(1),
-        ..options(&nats, directory.path())
-    };
+    let options = Options { connect_timeout: Duration::from_secs(1), ..options(&nats, directory.path()) };
     let (_shutdown, told) = mpsc::channel(1);
     let error = run_until(options, told).await.expect_err("nobody is there").to_string();
     assert!(error.contains(&nats.url()), "{error}");

@@ -1,12 +1,15 @@
 //! `dmq controller`: one controller, until it is told to stop.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use super::Outcome;
 use super::global::GlobalArgs;
-use super::settings::{self, Prepared, default_data, ms, size};
-use crate::controller::{self, Options};
+use super::{Outcome, process};
+use crate::controller;
 use crate::types::ControllerId;
+
+/// The most bytes of one message of the history: below NATS's default `max_payload` of 1 MiB, with room for an envelope.
+const MESSAGE_LIMIT: usize = 960 << 10;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -18,38 +21,33 @@ pub struct Args {
     data: Option<PathBuf>,
 }
 
-/// What a message's headers and envelope may take of NATS's largest message.
-const ROOM: usize = 4_096;
-
 pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
-    let Prepared { settings, nats, connect, system, max_payload, services, watcher } =
-        settings::prepare(global, &format!("dmq controller {}", args.id)).await?;
+    let settings = process::settings(global)?;
+    process::log(&settings);
+    let named = process::services(&settings)?;
+    let millis = Duration::from_millis;
     let core = controller::core::Settings {
-        heartbeat_interval: settings.heartbeat_interval(),
-        session_timeout: settings.session_timeout(),
-        lease: settings.lease(),
-        admin_wait: ms(settings.admin_wait_ms),
-        push_retry_min: ms(settings.push.retry_min_ms),
-        push_retry_max: ms(settings.push.retry_max_ms),
-        push_max_bytes: size(settings.push.max_bytes)?.min(max_payload.saturating_sub(ROOM)),
-        history_probe: ms(settings.history_probe_ms),
-        snapshot_every_entries: settings.snapshot.every_entries,
-        snapshot_every_bytes: settings.snapshot.every_bytes,
-        message_limit: max_payload.saturating_sub(ROOM),
+        heartbeat_interval: millis(settings.heartbeat_interval_ms),
+        session_timeout: millis(settings.session_timeout_ms),
+        lease: millis(settings.lease_ms),
+        admin_wait: millis(settings.admin_wait_ms),
+        push_retry_min: millis(settings.push_retry_min_ms),
+        push_retry_max: millis(settings.push_retry_max_ms),
+        push_max_bytes: settings.push_max_bytes,
+        history_probe: millis(settings.history_probe_ms),
+        snapshot_every_entries: settings.snapshot_every_entries,
+        snapshot_every_bytes: settings.snapshot_every_bytes,
+        message_limit: MESSAGE_LIMIT,
     };
-    let data = args.data.unwrap_or_else(|| default_data("controller", args.id));
-    let options = Options {
+    let options = controller::Options {
         id: args.id,
-        data,
+        data: args.data.unwrap_or_else(|| process::default_data("controller", args.id)),
         settings: core,
-        nats,
-        connect,
-        system,
-        connect_timeout: settings.start_timeout(),
-        replicas: size(settings.stream_replicas)?,
-        services,
+        nats: settings.nats.clone(),
+        connect_timeout: millis(settings.start_timeout_ms),
+        replicas: settings.stream_replicas,
+        services: named.services.clone(),
     };
     controller::run(options).await?;
-    drop(watcher);
     Ok(Outcome::Fine)
 }

@@ -7,7 +7,6 @@ use clap::{ArgMatches, Args, Command};
 
 use super::output::Format;
 use super::terms::key_value;
-use crate::config::Sources;
 
 #[derive(Args, Clone, Debug, Default)]
 pub struct GlobalArgs {
@@ -27,7 +26,7 @@ pub struct GlobalArgs {
     #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
     pub set: Vec<(String, String)>,
     /// NATS servers [default: nats://127.0.0.1:4222]
-    #[arg(long, global = true, value_name = "URL", value_delimiter = ',', help_heading = "NATS")]
+    #[arg(long, global = true, value_name = "URL", value_delimiter = ',', help_heading = "NATS", alias = "nats")]
     pub nats_url: Vec<String>,
     /// A context of the `nats` CLI
     #[arg(long, global = true, value_name = "NAME", help_heading = "NATS")]
@@ -53,36 +52,6 @@ pub struct GlobalArgs {
 }
 
 impl GlobalArgs {
-    /// The settings' layers: what was given here, over the process's variables and the settings' file.
-    pub fn sources(&self) -> Sources {
-        let mut sources = Sources { file: self.config.clone(), ..Sources::of_process() };
-        if self.context.is_some() && self.nats_url.is_empty() {
-            // A context that is asked for here and now counts more than a server that a variable names.
-            for variable in ["DMQ_NATS_URL", "NATS_URL"] {
-                sources.variables.remove(variable);
-            }
-        }
-        let paths = [
-            ("services", &self.services),
-            ("nats.creds", &self.creds),
-            ("nats.nkey", &self.nkey),
-            ("nats.ca", &self.tls_ca),
-            ("nats.cert", &self.tls_cert),
-            ("nats.key", &self.tls_key),
-        ];
-        let given = paths.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?.display().to_string())));
-        let texts = [("nats.context", &self.context), ("nats.user", &self.nats_user)];
-        let given = given.chain(texts.into_iter().filter_map(|(key, text)| Some((key, text.clone()?))));
-        sources.flags = given.map(|(key, value)| (key.to_owned(), value)).collect();
-        if !self.nats_url.is_empty() {
-            sources.flags.push(("nats.url".into(), self.nats_url.join(",")));
-        }
-        for setting in &self.set {
-            sources.flags.push(setting.clone());
-        }
-        sources
-    }
-
     /// How long connecting and asking may take together. Below the time at which a command is ended from outside.
     pub fn deadline(&self) -> Duration {
         self.timeout.unwrap_or(Duration::from_secs(8))

@@ -5,25 +5,23 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::global::GlobalArgs;
-use super::settings::Loaded;
+use super::process;
 use crate::client::Admin;
-use crate::config::{ConnectPlan, Connected, Services, connect};
+use crate::config;
 
 pub struct Session {
-    pub connected: Connected,
+    pub client: async_nats::Client,
     pub admin: Admin,
-    pub services: Services,
 }
 
 pub async fn open(global: &GlobalArgs) -> anyhow::Result<Session> {
     let deadline = Instant::now() + global.deadline();
-    let loaded = Loaded::from(global)?;
-    let services = loaded.services()?;
-    // Half of the time: whoever has no server shall hear it, and a controller that is found needs time as well.
-    let plan =
-        ConnectPlan { name: "dmq command line".into(), deadline: global.deadline() / 2, require_jetstream: false };
-    let connected = connect(&loaded.target, &plan).await?;
+    let settings = process::settings(global)?;
+    let named = process::services_now(&settings)?;
+    // Some time has to be left for the question itself.
+    let connecting = global.deadline() * 3 / 4;
+    let client = config::connect(&settings.nats, "dmq command line", connecting, false).await?.client;
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
-    let admin = Admin::new(connected.client.clone(), services.admin_prefix()).within(left);
-    Ok(Session { connected, admin, services })
+    let admin = Admin::new(client.clone(), named.admin_prefix()).within(left);
+    Ok(Session { client, admin })
 }

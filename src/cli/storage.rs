@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::Outcome;
 use super::global::GlobalArgs;
-use super::settings::{self, Prepared, default_data, ms};
+use super::{Outcome, process};
 use crate::config::Services;
-use crate::storage::{self, Data, Options, Subjects};
+use crate::storage::{self, Data};
 use crate::types::StorageId;
 
 #[derive(clap::Args, Debug)]
@@ -29,49 +29,51 @@ pub struct Args {
 }
 
 pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
+    let settings = process::settings(global)?;
+    process::log(&settings);
+    let named = process::services(&settings)?;
     let data = match (args.data, args.data_root, args.id) {
         (Some(directory), _, _) => Data::Directory(directory),
         (None, Some(root), _) => Data::Root(root),
-        (None, None, Some(id)) => Data::Directory(default_data("storage", id)),
-        (None, None, None) => anyhow::bail!("give --data DIR"),
+        (None, None, Some(id)) => Data::Directory(process::default_data("storage", id)),
+        (None, None, None) => anyhow::bail!("say where the node keeps its data, with --data or --data-root"),
     };
-    let name = args.id.map_or_else(|| "dmq storage".into(), |id| format!("dmq storage {id}"));
-    let Prepared { settings, nats, connect, services, watcher, .. } = settings::prepare(global, &name).await?;
-    let listed = |id| services.borrow().rack(id).map(str::to_owned);
-    let rack = args.rack.or_else(|| args.id.and_then(listed)).map(Arc::from);
+    let rack = args.rack.or_else(|| {
+        let services = named.services.borrow();
+        args.id.and_then(|id| services.rack(id).map(str::to_owned))
+    });
+    let millis = Duration::from_millis;
     let core = storage::core::Settings {
-        heartbeat_interval: settings.heartbeat_interval(),
-        drain_timeout: ms(settings.drain_timeout_ms),
-        jitter_seed: rand::random(),
+        heartbeat_interval: millis(settings.heartbeat_interval_ms),
+        drain_timeout: millis(settings.drain_timeout_ms),
         ..Default::default()
     };
-    let options = Options {
+    let options = storage::Options {
         data,
         id: args.id,
-        rack,
+        rack: rack.map(Arc::from),
         settings: core,
-        nats,
-        connect,
-        connect_timeout: settings.start_timeout(),
-        subjects: subjects(services),
+        nats: settings.nats.clone(),
+        connect_timeout: millis(settings.start_timeout_ms),
+        subjects: subjects(named.services.clone()),
     };
     storage::run(options).await?;
-    drop(watcher);
     Ok(Outcome::Fine)
 }
 
-/// The same, as the storage node wants it.
-fn subjects(mut services: watch::Receiver<Arc<Services>>) -> watch::Receiver<Arc<dyn Subjects>> {
-    let first: Arc<dyn Subjects> = services.borrow_and_update().clone();
-    let (sender, receiver) = watch::channel(first);
+/// The node knows services.json only as subjects.
+fn subjects(mut services: watch::Receiver<Arc<Services>>) -> watch::Receiver<Arc<dyn storage::Subjects>> {
+    let present: Arc<dyn storage::Subjects> = services.borrow_and_update().clone();
+    let (sender, subjects) = watch::channel(present);
     tokio::spawn(async move {
-        // Ends with whoever follows the file, or with whoever wants to know.
         while services.changed().await.is_ok() {
-            let next: Arc<dyn Subjects> = services.borrow_and_update().clone();
-            if sender.send(next).is_err() {
+            let present: Arc<dyn storage::Subjects> = services.borrow_and_update().clone();
+            if sender.send(present).is_err() {
                 return;
             }
         }
+        // Nothing changes any more; whoever listens goes on listening.
+        sender.closed().await;
     });
-    receiver
+    subjects
 }

@@ -4,16 +4,13 @@
 //! Everything from outside is checked here, all faults at once, each with its place and with what to write instead.
 //! Nothing here knows the protocol or the metadata.
 
-pub mod nats;
+mod nats;
 mod nearest;
 pub mod services;
 pub mod services_file;
-pub mod settings;
+mod settings;
 
-pub use nats::{
-    ConnectError, ConnectPlan, Connected, ConnectionEvent, ConnectionState, NatsTarget, NatsTargetError, connect,
-    connect_options,
-};
+pub use nats::{ConnectError, Connection, connect, connect_system};
 pub use services::{ControllerSubjects, DataTarget, Fault, Owner, Services, StorageSubjects};
 pub use services_file::{ServicesFileError, Watcher};
-pub use settings::{NatsSettings, Settings, SettingsError, Sources, Variables};
+pub use settings::{LogFormat, NatsSettings, SettingDoc, Settings, SettingsError, table};

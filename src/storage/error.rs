@@ -20,8 +20,8 @@ pub enum StorageError {
         "the directory is that of storage node {bound}, and --id asks for {asked}: give this node another directory"
     )]
     OtherId { bound: StorageId, asked: StorageId },
-    #[error("NATS cannot be reached at {address}: {cause}. Is a nats-server running there?")]
-    Unreachable { address: String, cause: String },
+    #[error(transparent)]
+    Connect(#[from] crate::config::ConnectError),
     #[error("a thread or a signal handler cannot be had from the system: {0}")]
     System(#[from] std::io::Error),
     /// The core's own words.

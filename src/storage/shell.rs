@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
-use async_nats::{Client, ConnectOptions, HeaderMap, Message, Subject, Subscriber};
+use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::signal::unix::{SignalKind, signal};
@@ -46,10 +46,7 @@ pub struct Options {
     pub id: Option<StorageId>,
     pub rack: Option<Arc<str>>,
     pub settings: Settings,
-    /// Where NATS is, in async-nats's form; several with commas.
-    pub nats: String,
-    /// How to connect there; the name and the event callback are set here.
-    pub connect: ConnectOptions,
+    pub nats: crate::config::NatsSettings,
     pub connect_timeout: Duration,
     /// What services.json says, now and after each change.
     pub subjects: watch::Receiver<Arc<dyn Subjects>>,
@@ -120,7 +117,7 @@ struct Shell {
 
 impl Shell {
     async fn start(options: Options) -> Result<Self, StorageError> {
-        let Options { data, id, rack, mut settings, nats, connect: how, connect_timeout, subjects } = options;
+        let Options { data, id, rack, mut settings, nats, connect_timeout, subjects } = options;
         let opened = tokio::task::spawn_blocking(move || open(&data)).await;
         let opened = opened.map_err(|error| StorageError::Ended(format!("opening the directory: {error}")))?;
         let (directory, store, history) = opened?;
@@ -135,7 +132,7 @@ impl Shell {
         settings.jitter_seed ^= incarnation.as_u64_pair().0;
         let storage = bound.or(id);
         let name = storage.map_or("dmq-storage-new".to_owned(), |id| format!("dmq-storage-{id}"));
-        let (client, links) = connect(&nats, how, name, connect_timeout).await?;
+        let (client, links) = connect(&nats, &name, connect_timeout, false).await?;
         let identity = Identity {
             directory: directory.directory_id(),
             incarnation: IncarnationId(incarnation),
@@ -143,7 +140,7 @@ impl Shell {
             cluster: known.cluster_id,
             rack,
         };
-        tracing::info!(directory = %directory.path().display(), id = %identity.directory, %nats, "a storage node starts");
+        tracing::info!(directory = %directory.path().display(), id = %identity.directory, "a storage node starts");
         let (events, incoming) = mpsc::channel(1024);
         let (reader, epoch) = (store.reader(), store.controller_epoch());
         let writer = start(store, events.clone())?;

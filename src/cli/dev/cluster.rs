@@ -30,6 +30,9 @@ const NATS_START: Duration = Duration::from_secs(20);
 /// With --restart, how long what died stays dead.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
+/// Signals closer together than this are one wish to end.
+const ONE_WISH: Duration = Duration::from_secs(1);
+
 type Key = (Role, u32);
 
 struct Cluster {
@@ -68,11 +71,16 @@ fn stops() -> anyhow::Result<mpsc::Receiver<()>> {
         [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?];
     let (sender, receiver) = mpsc::channel(4);
     tokio::spawn(async move {
+        let mut last: Option<Instant> = None;
         loop {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
                 _ = hangup.recv() => {}
+            }
+            // `timeout` and `make` signal the process and its group: that is one wish, not two.
+            if last.replace(Instant::now()).is_some_and(|last| last.elapsed() < ONE_WISH) {
+                continue;
             }
             if sender.send(()).await.is_err() {
                 return;
@@ -280,7 +288,7 @@ impl Cluster {
         let others = |key: &Key| key.0 != Role::Nats;
         self.stop(others, GRACE, again).await;
         self.stop(|_| true, NATS_GRACE, again).await;
-        self.folder.remove_dev_json();
+        self.folder.leave();
         self.printer.print("all ended".into());
         self.printer.flush();
     }

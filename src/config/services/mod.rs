@@ -14,9 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::types::{ControllerId, PartitionId, StorageId, TopicName};
 
-pub(in crate::config) use subject::is_inbox_prefix;
 pub use subject::{MAX_SUBJECT_BYTES, SubjectError};
-pub(in crate::config) use tree::shown;
 
 /// What subjects begin with unless the file says otherwise.
 pub const DEFAULT_PREFIX: &str = "dmq";

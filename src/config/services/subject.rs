@@ -54,11 +54,6 @@ pub(super) fn check(subject: &str) -> Result<(), SubjectError> {
     Ok(())
 }
 
-/// Whether answers may come on subjects that begin with this.
-pub(in crate::config) fn is_inbox_prefix(prefix: &str) -> bool {
-    matches!(check(prefix), Ok(()) | Err(SubjectError::Inbox(_)))
-}
-
 /// Whether some subject matches both patterns (`*` one token, `>` one or more).
 pub(super) fn meet(left: &str, right: &str) -> bool {
     let (mut left, mut right) = (left.split('.'), right.split('.'));

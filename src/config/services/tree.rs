@@ -32,7 +32,7 @@ impl Tree {
 }
 
 /// Text from outside, quoted and of a length that a log line can bear.
-pub(in crate::config) fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     const LONGEST: usize = 80;
     if text.chars().nth(LONGEST).is_none() {
         return format!("{text:?}");

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use async_nats::{Client, ConnectOptions, HeaderMap, Message, StatusCode, Subject, Subscriber};
+use async_nats::{Client, HeaderMap, Message, StatusCode, Subject, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::SelectAll;
@@ -25,8 +25,8 @@ use crate::bus::lease::{Lease, LeaseConfig, LeaseEvent};
 use crate::bus::log::{FollowEvent, History, HistoryConfig, follow};
 use crate::bus::snapshots::{Snapshots, SnapshotsConfig};
 use crate::bus::{BusError, advisories, raw};
-use crate::config::Services;
-use crate::disk::{DataDirectory, DirectoryError, MetadataReader, MetadataStore, Role, StoreError};
+use crate::config::{ConnectError, NatsSettings, Services, connect_system};
+use crate::disk::{DataDirectory, DirectoryError, MetadataReader, StoreError};
 use crate::storage::StorageError;
 use crate::storage::link::{Link, connect};
 use crate::types::{ClusterId, Connection, ControllerId, IncarnationId, Monotonic, TopicId, WallTime};
@@ -49,6 +49,8 @@ pub enum ControllerError {
         "the directory is that of controller {bound}, and --id asks for {asked}: give this controller another directory"
     )]
     OtherId { bound: u32, asked: ControllerId },
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     #[error("cannot prepare what the controllers need on NATS: {0}")]
     Bus(#[from] BusError),
     #[error("a thread or a signal handler cannot be had from the system: {0}")]
@@ -63,12 +65,7 @@ pub struct Options {
     pub id: ControllerId,
     pub data: PathBuf,
     pub settings: Settings,
-    /// Where NATS is, in async-nats's form; several with commas.
-    pub nats: String,
-    /// How to connect there; the name and the event callback are set here.
-    pub connect: ConnectOptions,
-    /// The same servers with the system account's credentials, for the disconnect advisories.
-    pub system: Option<ConnectOptions>,
+    pub nats: NatsSettings,
     pub connect_timeout: Duration,
     /// How many servers keep the history; 0: three where there are three, else one.
     pub replicas: usize,
@@ -143,14 +140,14 @@ struct Shell {
 
 impl Shell {
     async fn start(options: Options) -> Result<Self, ControllerError> {
-        let Options { id, data, settings, nats, connect: how, system, connect_timeout, replicas, services } = options;
+        let Options { id, data, settings, nats, connect_timeout, replicas, services } = options;
         let opened = tokio::task::spawn_blocking(move || disk::open(&data)).await;
         let opened = opened.map_err(|error| ControllerError::Ended(format!("opening the directory: {error}")))?;
         let (directory, store, recovered, last) = opened?;
         if let Some(bound) = directory.identity().id.filter(|bound| *bound != id.0) {
             return Err(ControllerError::OtherId { bound, asked: id });
         }
-        let (client, links) = connect(&nats, how, format!("dmq-controller-{id}"), connect_timeout).await?;
+        let (client, links) = connect(&nats, &format!("dmq-controller-{id}"), connect_timeout, true).await?;
         let named = services.borrow().clone();
         let replicas = if replicas == 0 { servers(&client) } else { replicas };
         let config =
@@ -165,13 +162,7 @@ impl Shell {
                 tracing::warn!("on NATS, other than wanted and left alone: {difference}");
             }
         }
-        let (advisories, system) = match system {
-            Some(how) => listen_to_system(&nats, how, id, connect_timeout).await?,
-            None => {
-                tracing::info!("no credentials of the system account: a crash shows after a session, not at once");
-                (None, None)
-            }
-        };
+        let (advisories, system) = listen_to_system(&nats, id, connect_timeout).await?;
         let identity = Identity {
             controller: id,
             directory: directory.directory_id(),
@@ -179,7 +170,7 @@ impl Shell {
             founding: ClusterId(uuid::Uuid::new_v4()),
         };
         let position = recovered.position();
-        tracing::info!(%id, directory = %directory.path().display(), version = %position.version, %nats, "a controller starts");
+        tracing::info!(%id, directory = %directory.path().display(), version = %position.version, "a controller starts");
         let (events, incoming) = mpsc::channel(4096);
         let (generation, generations) = watch::channel(0);
         let leases = lease.watch(generations, 64);
@@ -366,7 +357,7 @@ impl Shell {
 
     async fn admin_request(&mut self, request: crate::bus::service::Request) {
         let Some((noun, verb)) = crate::wire::admin::VERBS.get(request.endpoint) else { return };
-        let token = self.token(Pending::Admin(request.responder));
+        let token = self.token(Pending::Admin(Box::new(request.responder)));
         let fresh_id = TopicId(uuid::Uuid::new_v4());
         let (noun, verb, payload) = ((*noun).into(), (*verb).into(), request.payload);
         self.feed(Input::Admin { noun, verb, payload, token, fresh_id }).await;
@@ -534,12 +525,14 @@ fn view(services: &Services) -> ServicesView {
 type Advisories = (Option<mpsc::Receiver<Disconnect>>, Option<Client>);
 
 async fn listen_to_system(
-    nats: &str,
-    how: ConnectOptions,
+    nats: &NatsSettings,
     id: ControllerId,
     timeout: Duration,
 ) -> Result<Advisories, ControllerError> {
-    let (client, _links) = connect(nats, how, format!("dmq-controller-{id}-advisories"), timeout).await?;
+    let Some(client) = connect_system(nats, &format!("dmq-controller-{id}-advisories"), timeout).await? else {
+        tracing::info!("no credentials of the system account: a crash shows after a session, not at once");
+        return Ok((None, None));
+    };
     let receiver = advisories::subscribe(&client, 4096, TIMEOUT).await?;
     tracing::info!("hears of disconnects at once, over the system account");
     Ok((Some(receiver), Some(client)))

@@ -15,7 +15,7 @@ use crate::wire::{Code, FetchRequest, WireError, admin};
 /// Who waits for an answer.
 pub(super) enum Pending {
     Message(Subject),
-    Admin(Responder),
+    Admin(Box<Responder>),
     Nobody,
 }
 
