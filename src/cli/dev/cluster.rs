@@ -162,7 +162,9 @@ impl Cluster {
         let (data, url) = (self.folder.path().display(), &self.nats_url);
         self.printer.print(format!("NATS is at {url}; logs are in {data}/logs; Ctrl-C ends everything"));
         self.printer.print(format!("break something: dmq dev kill storage 0 --data {data}"));
-        tokio::spawn(announce_health(self.nats_url.clone(), self.admin_prefix.clone(), self.printer.clone()));
+        let nodes = self.recipes.keys().filter(|(role, _)| *role == Role::Storage).count();
+        let (url, prefix) = (self.nats_url.clone(), self.admin_prefix.clone());
+        tokio::spawn(announce_health(url, prefix, nodes, self.printer.clone()));
         Ok(())
     }
 
@@ -342,8 +344,8 @@ fn chosen(role: Role, ids: &[u32], count: Option<u32>) -> anyhow::Result<Vec<u32
     Ok(ids[..count].to_vec())
 }
 
-/// Says when the cluster is first healthy.
-async fn announce_health(nats_url: String, admin_prefix: String, printer: Printer) {
+/// Says when the cluster is first healthy, with all its nodes: one that has never appeared does not make it unhealthy.
+async fn announce_health(nats_url: String, admin_prefix: String, nodes: usize, printer: Printer) {
     const GIVE_UP: Duration = Duration::from_secs(60);
     const LOOK_EVERY: Duration = Duration::from_millis(250);
     let began = Instant::now();
@@ -351,7 +353,7 @@ async fn announce_health(nats_url: String, admin_prefix: String, printer: Printe
     let Ok(client) = connecting.await else { return };
     let admin = Admin::new(client, admin_prefix).within(Duration::from_secs(2));
     while began.elapsed() < GIVE_UP {
-        if admin.cluster_status().await.is_ok_and(|status| status.healthy) {
+        if admin.cluster_status().await.is_ok_and(|status| status.healthy && status.storage_nodes.len() >= nodes) {
             printer.print(format!("the cluster is healthy, after {:.1} s", began.elapsed().as_secs_f64()));
             return;
         }
