@@ -16,9 +16,9 @@ pub struct Args {
     /// Which metadata service of services.json it is
     #[arg(long, value_name = "N")]
     id: ControllerId,
-    /// Where it keeps its own copy of the metadata
+    /// Where it keeps its own copy of the metadata [default: .dmq/controller-N]
     #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    data: Option<PathBuf>,
 }
 
 pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
@@ -41,7 +41,7 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
     };
     let options = controller::Options {
         id: args.id,
-        data: args.data,
+        data: args.data.unwrap_or_else(|| process::default_data("controller", args.id)),
         settings: core,
         nats: settings.nats.clone(),
         connect_timeout: millis(settings.start_timeout_ms),

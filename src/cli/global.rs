@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{ArgMatches, Args, Command};
 
 use super::output::Format;
+use super::terms::key_value;
 
 #[derive(Args, Clone, Debug, Default)]
 pub struct GlobalArgs {
@@ -21,8 +22,11 @@ pub struct GlobalArgs {
     /// A TOML file of settings; `--config` wherever a topic has no `--config` of its own
     #[arg(skip)]
     pub config: Option<PathBuf>,
+    /// Any setting, as the settings' file has it; may be repeated
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<(String, String)>,
     /// NATS servers [default: nats://127.0.0.1:4222]
-    #[arg(long, global = true, value_name = "URL", value_delimiter = ',', help_heading = "NATS")]
+    #[arg(long, global = true, value_name = "URL", value_delimiter = ',', help_heading = "NATS", alias = "nats")]
     pub nats_url: Vec<String>,
     /// A context of the `nats` CLI
     #[arg(long, global = true, value_name = "NAME", help_heading = "NATS")]

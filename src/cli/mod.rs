@@ -181,6 +181,7 @@ mod tests {
     fn a_storage_node_has_one_directory_or_a_root_of_several() {
         assert!(parse("dmq storage --data d").is_ok());
         assert!(parse("dmq storage --data-root d --id 3 --rack r").is_ok());
+        assert!(parse("dmq storage --id 3").is_ok());
         for line in ["dmq storage", "dmq storage --data d --data-root r"] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -32,8 +32,12 @@ pub fn settings(global: &GlobalArgs) -> anyhow::Result<Settings> {
     flag("nats.ca", path(&global.tls_ca));
     flag("nats.cert", path(&global.tls_cert));
     flag("nats.key", path(&global.tls_key));
+    flags.extend(global.set.iter().cloned());
+    let asks_for_context = global.context.is_some() && global.nats_url.is_empty();
     let variables =
         std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+    // A context that is asked for here and now counts more than a server that a variable names.
+    let variables = variables.filter(|(key, _)| !(asks_for_context && key == "DMQ_NATS_URL"));
     Ok(Settings::load(file.as_deref(), variables, &flags)?)
 }
 
@@ -47,6 +51,11 @@ pub fn log(settings: &Settings) {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
+}
+
+/// The directory of a process that was given none, below the present one.
+pub fn default_data(role: &str, id: impl std::fmt::Display) -> PathBuf {
+    Path::new(".dmq").join(format!("{role}-{id}"))
 }
 
 /// What services.json says, now and whenever it changes. The watcher has to be kept.

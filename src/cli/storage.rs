@@ -13,13 +13,12 @@ use crate::storage::{self, Data};
 use crate::types::StorageId;
 
 #[derive(clap::Args, Debug)]
-#[command(group = clap::ArgGroup::new("directory").required(true).args(["data", "data_root"]))]
 pub struct Args {
     /// Which storage service it is; without one, the directory's own or one that the controller gives
     #[arg(long, value_name = "N")]
     id: Option<StorageId>,
-    /// The node's directory
-    #[arg(long, value_name = "DIR")]
+    /// The node's directory [default with --id: .dmq/storage-N]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["data_root", "id"], conflicts_with = "data_root")]
     data: Option<PathBuf>,
     /// A directory of nodes' directories, of which the first one that is free is taken
     #[arg(long, value_name = "DIR")]
@@ -33,10 +32,11 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
     let settings = process::settings(global)?;
     process::log(&settings);
     let named = process::services(&settings)?;
-    let data = match (args.data, args.data_root) {
-        (Some(directory), _) => Data::Directory(directory),
-        (None, Some(root)) => Data::Root(root),
-        (None, None) => anyhow::bail!("say where the node keeps its data, with --data or --data-root"),
+    let data = match (args.data, args.data_root, args.id) {
+        (Some(directory), _, _) => Data::Directory(directory),
+        (None, Some(root), _) => Data::Root(root),
+        (None, None, Some(id)) => Data::Directory(process::default_data("storage", id)),
+        (None, None, None) => anyhow::bail!("say where the node keeps its data, with --data or --data-root"),
     };
     let rack = args.rack.or_else(|| {
         let services = named.services.borrow();

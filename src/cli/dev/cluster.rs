@@ -30,10 +30,15 @@ const NATS_START: Duration = Duration::from_secs(20);
 /// With --restart, how long what died stays dead.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
+/// Signals closer together than this are one wish to end.
+const ONE_WISH: Duration = Duration::from_secs(1);
+
 type Key = (Role, u32);
 
 struct Cluster {
     folder: Folder,
+    /// What the admin verbs' subjects begin with.
+    admin_prefix: String,
     nats_url: String,
     printer: Printer,
     recipes: BTreeMap<Key, Recipe>,
@@ -66,11 +71,16 @@ fn stops() -> anyhow::Result<mpsc::Receiver<()>> {
         [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?];
     let (sender, receiver) = mpsc::channel(4);
     tokio::spawn(async move {
+        let mut last: Option<Instant> = None;
         loop {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
                 _ = hangup.recv() => {}
+            }
+            // `timeout` and `make` signal the process and its group: that is one wish, not two.
+            if last.replace(Instant::now()).is_some_and(|last| last.elapsed() < ONE_WISH) {
+                continue;
             }
             if sender.send(()).await.is_err() {
                 return;
@@ -106,6 +116,7 @@ impl Cluster {
         let controllers: Vec<u32> = services.controller_ids().map(|id| id.0).collect();
         let storage: Vec<u32> = services.storage_ids().map(|id| id.0).collect();
         let mut cluster = Self {
+            admin_prefix: services.admin_prefix(),
             nats_url,
             printer: Printer::start().context("start the printer")?,
             recipes: BTreeMap::new(),
@@ -151,7 +162,9 @@ impl Cluster {
         let (data, url) = (self.folder.path().display(), &self.nats_url);
         self.printer.print(format!("NATS is at {url}; logs are in {data}/logs; Ctrl-C ends everything"));
         self.printer.print(format!("break something: dmq dev kill storage 0 --data {data}"));
-        tokio::spawn(announce_health(self.nats_url.clone(), self.printer.clone()));
+        let nodes = self.recipes.keys().filter(|(role, _)| *role == Role::Storage).count();
+        let (url, prefix) = (self.nats_url.clone(), self.admin_prefix.clone());
+        tokio::spawn(announce_health(url, prefix, nodes, self.printer.clone()));
         Ok(())
     }
 
@@ -277,7 +290,7 @@ impl Cluster {
         let others = |key: &Key| key.0 != Role::Nats;
         self.stop(others, GRACE, again).await;
         self.stop(|_| true, NATS_GRACE, again).await;
-        self.folder.remove_dev_json();
+        self.folder.leave();
         self.printer.print("all ended".into());
         self.printer.flush();
     }
@@ -331,16 +344,16 @@ fn chosen(role: Role, ids: &[u32], count: Option<u32>) -> anyhow::Result<Vec<u32
     Ok(ids[..count].to_vec())
 }
 
-/// Says when the cluster is first healthy.
-async fn announce_health(nats_url: String, printer: Printer) {
+/// Says when the cluster is first healthy, with all its nodes: one that has never appeared does not make it unhealthy.
+async fn announce_health(nats_url: String, admin_prefix: String, nodes: usize, printer: Printer) {
     const GIVE_UP: Duration = Duration::from_secs(60);
     const LOOK_EVERY: Duration = Duration::from_millis(250);
     let began = Instant::now();
     let connecting = async_nats::ConnectOptions::new().name("dmq dev").connect(nats_url);
     let Ok(client) = connecting.await else { return };
-    let admin = Admin::new(client, "dmq.admin").within(Duration::from_secs(2));
+    let admin = Admin::new(client, admin_prefix).within(Duration::from_secs(2));
     while began.elapsed() < GIVE_UP {
-        if admin.cluster_status().await.is_ok_and(|status| status.healthy) {
+        if admin.cluster_status().await.is_ok_and(|status| status.healthy && status.storage_nodes.len() >= nodes) {
             printer.print(format!("the cluster is healthy, after {:.1} s", began.elapsed().as_secs_f64()));
             return;
         }

@@ -72,9 +72,12 @@ impl Folder {
         self.replace("dev.json", &serde_json::to_vec_pretty(content)?)
     }
 
-    pub fn remove_dev_json(&self) {
-        // Where it cannot be removed, the next `dmq dev` sees that nobody holds the lock.
-        let _ = fs::remove_file(self.path.join("dev.json"));
+    /// Removes what says that something runs here.
+    pub fn leave(&self) {
+        for name in ["dev.json", super::control::SOCKET] {
+            // Where it cannot be removed, the next `dmq dev` sees that nobody holds the lock.
+            let _ = fs::remove_file(self.path.join(name));
+        }
     }
 
     pub fn replace(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {

@@ -5,9 +5,11 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::super::{Outcome, global::GlobalArgs, output::Output, process, session};
+use super::super::{Outcome, global::GlobalArgs, output::Output, process, session, table};
+use super::brief;
+use super::judge::Judge;
 use crate::bus::log::{FollowEvent, History, HistoryConfig, follow};
-use crate::metadata::{ParsedEntry, Record};
+use crate::types::Version;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -30,33 +32,22 @@ pub async fn run(global: &GlobalArgs, args: &Args, out: &mut Output) -> anyhow::
             "there is no history on this NATS: no controller has founded a cluster here, or its stream was lost"
         );
     };
-    let mut next = args.from.unwrap_or(head.first).max(head.first);
+    let mut show = Show { judge: Judge::default(), from: Version(args.from.unwrap_or(0)) };
+    if !out.is_json() {
+        out.line("   VERSION  TIME                      EPOCH  CAUSE [RECORDS]")?;
+    }
+    // What precedes the first version asked for is read as well: it tells which entries are void.
+    let mut next = head.first;
     while next <= head.last && !out.is_closed() {
         let some = history.read_range(next, head.last, PIECE_BYTES).await?;
         let Some((last, _)) = some.last() else { break };
         next = last + 1;
         for (version, payload) in &some {
-            show(out, *version, payload)?;
+            show.entry(out, *version, payload)?;
         }
     }
-    if args.follow {
-        // The channel is kept: a reconnect of this short-lived connection is found by the follower's own looks.
-        let (_generation, generations) = watch::channel(0);
-        let mut events = follow(history, next, generations, 1024);
-        while let Some(event) = events.recv().await {
-            match event {
-                FollowEvent::Entry { sequence, payload } => show(out, sequence, &payload)?,
-                FollowEvent::Purged { first_available } => {
-                    out.line(&format!("(purged: goes on at version {first_available})"))?;
-                }
-                FollowEvent::Lost { .. } => {
-                    anyhow::bail!("the history's stream is gone, or ends before what was shown")
-                }
-            }
-            if out.is_closed() {
-                break;
-            }
-        }
+    if args.follow && !out.is_closed() {
+        show.follow(history, next, out).await?;
     }
     Ok(Outcome::Fine)
 }
@@ -65,33 +56,61 @@ fn history(client: Client, subject: String) -> History {
     History::new(client, HistoryConfig { subject, ..HistoryConfig::default() })
 }
 
-fn show(out: &mut Output, version: u64, payload: &Bytes) -> anyhow::Result<()> {
-    let Some(entry) = ParsedEntry::parse(payload) else {
-        return if out.is_json() {
-            out.line(&json!({"version": version, "void": true}).to_string())
-        } else {
-            out.line(&format!("{version:>10}  void: not an entry of ours"))
-        };
-    };
-    if out.is_json() {
-        let entry: Value = serde_json::from_slice(payload)?;
-        return out.line(&json!({"version": version, "entry": entry}).to_string());
-    }
-    let kinds = entry.records().map(|records| kinds(&records)).unwrap_or_else(|error| format!("unreadable: {error}"));
-    out.line(&format!("{version:>10}  {}  e{}  {}  [{kinds}]", entry.committed_at, entry.controller_epoch, entry.cause))
+struct Show {
+    judge: Judge,
+    from: Version,
 }
 
-/// The kinds of records with how many there are of each, in their order.
-fn kinds(records: &[Record]) -> String {
-    let mut counted: Vec<(String, usize)> = Vec::new();
-    for record in records {
-        let kind = serde_json::to_value(record).ok().and_then(|value| Some(value.get("type")?.as_str()?.to_owned()));
-        let kind = kind.unwrap_or_default();
-        match counted.iter_mut().find(|(known, _)| *known == kind) {
-            Some((_, count)) => *count += 1,
-            None => counted.push((kind, 1)),
+impl Show {
+    async fn follow(&mut self, history: History, next: u64, out: &mut Output) -> anyhow::Result<()> {
+        // The channel is kept: a reconnect is found by the follower's own looks.
+        let (_generation, generations) = watch::channel(0);
+        let mut events = follow(history, next, generations, 1024);
+        while let Some(event) = events.recv().await {
+            match event {
+                FollowEvent::Entry { sequence, payload } => self.entry(out, sequence, &payload)?,
+                FollowEvent::Purged { first_available } => {
+                    self.judge = Judge::default();
+                    let text = format!("(purged: goes on at version {first_available})");
+                    out.line(&if out.is_json() { json!({"purgedTo": first_available}).to_string() } else { text })?;
+                }
+                FollowEvent::Lost { .. } => anyhow::bail!(
+                    "the history's stream is gone, or ends before what was shown; `dmq cluster status` says what the \
+                     controllers make of it"
+                ),
+            }
+            if out.is_closed() {
+                break;
+            }
         }
+        Ok(())
     }
-    let shown = |(kind, count): &(String, usize)| if *count == 1 { kind.clone() } else { format!("{kind}×{count}") };
-    counted.iter().map(shown).collect::<Vec<_>>().join(" ")
+
+    fn entry(&mut self, out: &mut Output, version: u64, payload: &Bytes) -> anyhow::Result<()> {
+        let judged = self.judge.judge(Version(version), payload);
+        if Version(version) < self.from {
+            return Ok(());
+        }
+        let line = match judged {
+            Err(why) if out.is_json() => json!({"version": version, "void": why}).to_string(),
+            Err(why) => format!("{version:>10}  VOID: {why}"),
+            Ok(_) if out.is_json() => {
+                let entry: Value = serde_json::from_slice(payload)?;
+                json!({"version": version, "void": null, "entry": entry}).to_string()
+            }
+            Ok(entry) => {
+                let records = entry.records();
+                let records = records.map_or_else(|error| format!("unreadable: {error}"), |r| brief::records(&r));
+                let part = match entry.part {
+                    Some(part) if part.last => format!(" (last part, {})", part.number + 1),
+                    Some(part) => format!(" (part {})", part.number + 1),
+                    None => String::new(),
+                };
+                let (time, epoch, cause) = (entry.committed_at, entry.controller_epoch.0, entry.cause);
+                format!("{version:>10}  {time}  {epoch:>5}  {cause}{part} [{records}]")
+            }
+        };
+        let width = if out.is_json() { usize::MAX } else { out.width() };
+        out.line(&table::cut(&line, width))
+    }
 }

@@ -1,5 +1,7 @@
 //! `dmq metadata …`.
 
+mod brief;
+mod judge;
 mod log;
 mod restore;
 mod show;
