@@ -1,6 +1,7 @@
 //! dmq: a Kafka-style partitioned, replicated log whose processes meet on NATS and open no ports to each other.
 
 pub mod bus;
+pub mod config;
 pub mod controller;
 pub mod disk;
 pub mod metadata;

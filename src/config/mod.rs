@@ -1,0 +1,10 @@
+//! What a person decides: services.json (who is there, on which subjects, paired with whom), the settings, and how to
+//! reach NATS.
+//!
+//! Everything from outside is checked here, all faults at once, each with its place and with what to write instead.
+//! Nothing here knows the protocol or the metadata.
+
+mod nearest;
+pub mod services;
+
+pub use services::{ControllerSubjects, DataTarget, Fault, Owner, Services, StorageSubjects};
