@@ -1,9 +1,12 @@
 //! dmq: a Kafka-style partitioned, replicated log whose processes meet on NATS and open no ports to each other.
 
 pub mod bus;
+pub mod cli;
+pub mod client;
 pub mod config;
 pub mod controller;
 pub mod disk;
 pub mod metadata;
+pub mod storage;
 pub mod types;
 pub mod wire;

@@ -15,6 +15,8 @@ pub mod rules;
 mod snapshot;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use digest::{chain, restored_digest};
 pub use entry::{Cause, Entry, EntryError, ParsedEntry, digest_of, encode_change};

@@ -1,7 +1,9 @@
 //! Where the replicas of new partitions go, and which of them is preferred as leader.
 //!
 //! Each partition takes the nodes with the fewest replicas, in racks that it is not in yet where there are such; then
-//! leaderships are evened out along chains of partitions. So nodes differ by at most one, where racks allow.
+//! leaderships are evened out along chains of partitions, or by an exchange where there is no chain. So nodes differ by at most
+//! one replica, and a topic's leaderships by at most one, where racks allow. Over many topics replicas come first: to keep
+//! them even, leaderships may come to differ by two.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -57,8 +59,9 @@ pub fn place(image: &Image, count: u32, factor: usize) -> Result<Vec<Vec<Storage
         }
         placed.push(chosen.iter().map(|load| load.node).collect());
     }
-    let leaders = loads.iter().map(|load| (load.node, i64::from(load.leaders))).collect();
-    even_leaders(&mut placed, leaders);
+    let fewest = loads.first().map_or(0, |load| load.replicas);
+    let score = |load: &Load| (load.node, 2 * i64::from(load.leaders) - i64::from(load.replicas > fewest));
+    even_leaders(&mut placed, loads.iter().map(score).collect(), &racks);
     Ok(placed)
 }
 
@@ -90,31 +93,73 @@ fn choose(loads: &BTreeSet<Load>, racks: &BTreeMap<StorageId, Option<Arc<str>>>,
 }
 
 /// Moves preferred leaderships among the new partitions until no node has two more than another that it could reach.
-fn even_leaders(placed: &mut [Vec<StorageId>], mut leaders: BTreeMap<StorageId, i64>) {
-    // Every step lowers the sum of squares, so this ends; each looks at every partition, so the bound keeps a huge request from
-    // costing quadratic time.
-    for _ in 0..placed.len().min(10_000_000 / placed.len().max(1)) {
-        let high = leaders.iter().max_by_key(|(_, count)| **count).map(|(node, count)| (*node, *count));
-        let low = leaders.values().min().copied();
-        let (Some((from, most)), Some(least)) = (high, low) else { return };
-        if most - least < 2 {
-            return;
-        }
-        let Some(path) = path_to_less(placed, &leaders, from, most) else { return };
-        for (partition, node) in path {
-            let replicas = &mut placed[partition];
-            let index = replicas.iter().position(|replica| *replica == node).expect("the path goes over replicas");
-            *leaders.entry(replicas[0]).or_default() -= 1;
-            *leaders.entry(node).or_default() += 1;
-            replicas.swap(0, index);
-        }
+///
+/// A node's score is twice its leaderships, less one where it has more replicas than others: of two nodes the one with more
+/// replicas has more leaderships too, since the next topic's replicas, and so its leaderships, go to the other.
+fn even_leaders(
+    placed: &mut [Vec<StorageId>],
+    mut scores: BTreeMap<StorageId, i64>,
+    racks: &BTreeMap<StorageId, Option<Arc<str>>>,
+) {
+    // Every step lowers the sum of squares, so this ends. Each look goes over every partition, so their number is bounded: a huge
+    // request must not cost quadratic time.
+    let mut looks = 10_000_000 / placed.len().max(1);
+    while looks > 0 {
+        let mut highest: Vec<_> = scores.iter().map(|(node, score)| (*node, *score)).collect();
+        highest.sort_by_key(|(node, score)| (std::cmp::Reverse(*score), *node));
+        let Some(least) = highest.last().map(|(_, score)| *score) else { return };
+        let worth = highest.into_iter().take_while(|(_, score)| score - least >= WORTH);
+        let relieved = worth.into_iter().find_map(|(from, _)| {
+            looks = looks.checked_sub(1)?;
+            Some((from, relieve(placed, &scores, racks, from)?))
+        });
+        let Some((from, to)) = relieved else { return };
+        *scores.entry(from).or_default() -= 2;
+        *scores.entry(to).or_default() += 2;
     }
 }
 
-/// A chain of partitions along which `from` can hand one leadership on to a node that has at least two less.
+/// By how much the scores of two nodes differ where one should hand the other a leadership.
+const WORTH: i64 = 3;
+
+/// Takes one leadership from a node. Who has one more then.
+fn relieve(
+    placed: &mut [Vec<StorageId>],
+    scores: &BTreeMap<StorageId, i64>,
+    racks: &BTreeMap<StorageId, Option<Arc<str>>>,
+    from: StorageId,
+) -> Option<StorageId> {
+    let most = *scores.get(&from)?;
+    if let Some(path) = path_to_less(placed, scores, from, most) {
+        let to = path.first().map(|(_, node)| *node);
+        for (partition, node) in path {
+            let replicas = &mut placed[partition];
+            let index = replicas.iter().position(|replica| *replica == node).expect("the path goes over replicas");
+            replicas.swap(0, index);
+        }
+        return to;
+    }
+    let mut less: Vec<_> = scores.iter().filter(|(_, score)| most - **score >= WORTH).collect();
+    less.sort_by_key(|(node, score)| (**score, **node));
+    let same_rack = |node: &StorageId| racks.get(node) == racks.get(&from);
+    less.into_iter().map(|(node, _)| *node).filter(same_rack).find(|to| exchange(placed, from, *to))
+}
+
+/// Gives `to` the place of `from` as leader of a partition, and `from` that of `to` as follower of another one: where the two
+/// share no chain of partitions, a leadership moves all the same, and both hold as many replicas as before.
+fn exchange(placed: &mut [Vec<StorageId>], from: StorageId, to: StorageId) -> bool {
+    let led = placed.iter().position(|replicas| replicas[0] == from && !replicas.contains(&to));
+    let follows = |replicas: &Vec<StorageId>| replicas[1..].contains(&to) && !replicas.contains(&from);
+    let (Some(led), Some(followed)) = (led, placed.iter().position(follows)) else { return false };
+    placed[led][0] = to;
+    placed[followed].iter_mut().filter(|node| **node == to).for_each(|node| *node = from);
+    true
+}
+
+/// A chain of partitions along which `from` can hand one leadership on to a node that should have it.
 fn path_to_less(
     placed: &[Vec<StorageId>],
-    leaders: &BTreeMap<StorageId, i64>,
+    scores: &BTreeMap<StorageId, i64>,
     from: StorageId,
     most: i64,
 ) -> Option<Vec<(usize, StorageId)>> {
@@ -125,7 +170,7 @@ fn path_to_less(
     let mut came: BTreeMap<StorageId, (usize, StorageId)> = BTreeMap::new();
     let mut queue = VecDeque::from([from]);
     while let Some(node) = queue.pop_front() {
-        if leaders.get(&node).is_some_and(|count| most - count >= 2) {
+        if scores.get(&node).is_some_and(|score| most - score >= WORTH) {
             let mut path = Vec::new();
             let mut at = node;
             while at != from {

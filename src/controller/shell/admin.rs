@@ -34,7 +34,7 @@ pub(super) async fn work(
     requests: mpsc::Sender<AdminRequest>,
 ) {
     loop {
-        if wanted.wait_for(|wanted| *wanted).await.is_err() {
+        if !until(&mut wanted, true).await {
             return;
         }
         let endpoints = endpoints(&services.borrow_and_update());
@@ -50,7 +50,7 @@ pub(super) async fn work(
         let goes_on = loop {
             tokio::select! {
                 biased;
-                stopping = wanted.wait_for(|wanted| !*wanted) => break stopping.is_ok(),
+                goes_on = until(&mut wanted, false) => break goes_on,
                 () = next_change(&mut services) => {
                     if self::endpoints(&services.borrow_and_update()) != endpoints {
                         break true;
@@ -68,6 +68,11 @@ pub(super) async fn work(
             return;
         }
     }
+}
+
+/// Waits until that is wanted. False once nobody wants anything any more.
+async fn until(wanted: &mut watch::Receiver<bool>, value: bool) -> bool {
+    wanted.wait_for(|wanted| *wanted == value).await.is_ok()
 }
 
 /// Never, once nobody can change it any more: what was last said holds.

@@ -16,15 +16,14 @@ use tokio::time::Instant;
 use super::admin::{self, AdminRequest};
 use super::disk::{self, Disk, DiskState, Job};
 use super::lease::{self, Ask};
-use super::link::{Link, State};
+use super::link;
 use super::listen::{Ears, Heard, Listener};
 use super::{Clock, ControllerError, JetStream, view};
 use crate::bus::advisories::Disconnect;
 use crate::bus::lease::LeaseEvent;
 use crate::bus::log::FollowEvent;
-use crate::bus::raw;
 use crate::bus::service::Responder;
-use crate::config::Services;
+use crate::config::{self, Services};
 use crate::controller::core::{Controller, Effect, Identity, Input, Token};
 use crate::disk::{DataDirectory, MetadataReader, MetadataStore};
 use crate::types::{ClusterId, Connection, StorageId, TopicId, Version};
@@ -53,7 +52,7 @@ pub(super) struct Parts {
     pub(super) me: Identity,
     pub(super) belongs_to: Option<ClusterId>,
     pub(super) clock: Clock,
-    pub(super) link: Link,
+    pub(super) connection: config::Connection,
     pub(super) jetstream: JetStream,
     pub(super) services: watch::Receiver<Arc<Services>>,
     pub(super) advisories: Option<(Client, mpsc::Receiver<Disconnect>)>,
@@ -128,8 +127,8 @@ impl Driver {
         store: MetadataStore,
         shutdown: mpsc::Receiver<()>,
     ) -> Result<(), ControllerError> {
-        let Parts { core, me, belongs_to, clock, link, jetstream, services: source, advisories } = parts;
-        let Link { client, state, generation } = link;
+        let Parts { core, me, belongs_to, clock, connection, jetstream, services: source, advisories } = parts;
+        let (client, generation) = (connection.client.clone(), connection.generation.clone());
         let services = source.borrow().clone();
         let Disk { jobs, state: disk, reader, thread } = disk::start(directory, store)?;
         let (reports, reports_in) = mpsc::channel(REPORTS);
@@ -147,7 +146,7 @@ impl Driver {
         let mut tasks = JoinSet::new();
         tasks.spawn(listener.work(source.clone(), reports.clone()));
         tasks.spawn(admin::work(client.clone(), source, serves.subscribe(), admin));
-        tasks.spawn(watch_link(client.clone(), state, jetstream.clone(), reports.clone()));
+        tasks.spawn(link::watch(connection, jetstream.clone(), reports.clone()));
         // On its own, so that its end can be waited for.
         let mut releasing = JoinSet::new();
         releasing.spawn(lease::work(jetstream.lease.clone(), generation.clone(), asks_in, reports.clone()));
@@ -490,58 +489,5 @@ async fn next<T>(events: Option<&mut mpsc::Receiver<T>>) -> Option<T> {
             None => std::future::pending().await,
         },
         None => std::future::pending().await,
-    }
-}
-
-/// Reports when the connection is lost, and when it stands again with every subscription in place.
-async fn watch_link(
-    client: Client,
-    mut state: watch::Receiver<State>,
-    jetstream: JetStream,
-    reports: mpsc::Sender<Report>,
-) {
-    const PATIENCE: Duration = Duration::from_secs(2);
-    const RETRY: Duration = Duration::from_millis(50);
-    let mut said: Option<State> = None;
-    loop {
-        let now = *state.borrow_and_update();
-        if said.is_some_and(|said| said != now) {
-            said = None;
-            if reports.send(Report::Down).await.is_err() {
-                return;
-            }
-        }
-        if now.up && said.is_none() {
-            // The client repeats its subscriptions before anything else that it sends.
-            let established = raw::established(&client, PATIENCE).await;
-            let is_same = !state.has_changed().unwrap_or(true);
-            if let (Ok(connection), true) = (established, is_same) {
-                if reports.send(Report::Up(connection)).await.is_err() {
-                    return;
-                }
-                said = Some(now);
-                make_sure(&jetstream, state.clone()).await;
-            }
-        }
-        let is_said = said.is_some() || !now.up;
-        tokio::select! {
-            changed = state.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(RETRY), if !is_said => {}
-        }
-    }
-}
-
-/// Sees to the buckets, for as long as this connection stands.
-async fn make_sure(jetstream: &JetStream, mut state: watch::Receiver<State>) {
-    const RETRY: Duration = Duration::from_millis(500);
-    let trying = async {
-        while let Err(error) = jetstream.make_sure().await {
-            tracing::warn!(%error, "JetStream does not serve yet");
-            tokio::time::sleep(RETRY).await;
-        }
-    };
-    tokio::select! {
-        () = trying => {}
-        _ = state.changed() => {}
     }
 }

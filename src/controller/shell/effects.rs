@@ -10,11 +10,12 @@ use super::admin;
 use super::disk::Job;
 use super::driver::{Driver, Reply, Report};
 use super::lease::Ask;
-use super::serve::{CHUNK_HEADER, Fetch};
+use super::serve::Fetch;
 use super::{ControllerError, QUESTION, fetch, report, snapshots};
 use crate::bus::log::{self, AppendError, History as Log};
 use crate::bus::{BusError, raw};
 use crate::controller::core::{AppendResult, Effect, Head, Input, LeaseResult, Level, MetadataHolder, Now, Token};
+use crate::storage::serve::CHUNK_HEADER;
 use crate::types::{Monotonic, Position, StorageId, Version};
 use crate::wire::{Code, FetchRequest, WireError, WireMessage};
 
@@ -118,7 +119,8 @@ impl Driver {
         self.begin(async move {
             let asking = async {
                 let Some(head) = jetstream.log.head().await? else { return Ok(Head::Missing) };
-                let snapshot = match snapshot {
+                // A history that still has its beginning depends on no snapshot.
+                let snapshot = match snapshot.filter(|_| head.first > 1) {
                     Some(name) => match jetstream.snapshots.exists(&name).await {
                         Err(BusError::Missing(_)) => false,
                         found => found?,
@@ -270,13 +272,11 @@ async fn append(log: &Log, expected: Version, payload: Bytes) -> AppendResult {
         Ok(sequence) if sequence == expected.next().0 => AppendResult::Stored,
         // A server that ignores what is expected: what stands where has to be read.
         Ok(_) => AppendResult::Conflict,
-        Err(AppendError::Conflict) => AppendResult::Conflict,
-        Err(AppendError::Unknown) => AppendResult::Unknown,
-        Err(
-            error @ (AppendError::StreamMissing
-            | AppendError::TooLarge { .. }
-            | AppendError::Disconnected
-            | AppendError::Refused(_)),
-        ) => AppendResult::Refused(error.to_string()),
+        // Where there is no leader at the moment, reading the place shows when there is one, and the head if there is none.
+        Err(AppendError::Conflict | AppendError::StreamMissing) => AppendResult::Conflict,
+        Err(AppendError::Unknown | AppendError::Disconnected) => AppendResult::Unknown,
+        Err(error @ (AppendError::TooLarge { .. } | AppendError::Refused(_))) => {
+            AppendResult::Refused(error.to_string())
+        }
     }
 }

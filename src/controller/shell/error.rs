@@ -1,6 +1,7 @@
 //! Why a controller does not start, or ends.
 
 use crate::bus::BusError;
+use crate::config::ConnectError;
 use crate::disk::{DirectoryError, StoreError};
 use crate::metadata::{HistoryError, SnapshotError};
 use crate::types::{ClusterId, ControllerId, Position};
@@ -23,10 +24,8 @@ pub enum ControllerError {
         "the directory belongs to cluster {bound}, and the metadata in it to cluster {found}: one of them was copied from elsewhere"
     )]
     OtherCluster { bound: ClusterId, found: ClusterId },
-    #[error("NATS cannot be reached at {address}: {cause}. Is a nats-server running there?")]
-    Unreachable { address: String, cause: String },
-    #[error("the NATS server cannot be used: {0}")]
-    Server(String),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     #[error("NATS did not take this controller's subscriptions: {0}")]
     Subscriptions(BusError),
     #[error("a thread or a signal handler cannot be had from the system: {0}")]

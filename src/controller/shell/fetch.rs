@@ -8,10 +8,10 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::pipe::{Piece, pipe};
-use super::serve::CHUNK_HEADER;
 use super::snapshots::parse;
 use crate::bus::raw;
 use crate::metadata::{History, Image};
+use crate::storage::serve::CHUNK_HEADER;
 use crate::types::{Position, Version};
 use crate::wire::{ChunkHeader, ChunkRequest, Code, ErrorBody, FetchAnswer, FetchRequest, WireError, WireMessage};
 

@@ -1,132 +1,143 @@
-//! The connections to NATS: the one over which all is said, and the one to the system account that tells who has died.
+//! The connections to NATS: whether the one over which all is said stands, and the one to the system account that tells
+//! who has died.
 
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::Client;
 use tokio::sync::{mpsc, watch};
 
-use super::{ControllerError, SystemAccount};
+use super::JetStream;
+use super::driver::Report;
 use crate::bus::advisories::{self, Disconnect};
+use crate::bus::raw;
+use crate::config::{ConnectError, Connection, NatsSettings, connect_system};
 use crate::types::ControllerId;
 
-/// The oldest server that has all that is needed.
-const OLDEST_SERVER: (u64, u64, u64) = (2, 12, 3);
-
-/// Whether the connection is up. The generation rises with each that comes up.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(super) struct State {
-    pub(super) generation: u64,
-    pub(super) up: bool,
+/// How many servers keep what must survive one of them.
+pub(super) fn replicas(client: &Client) -> usize {
+    let servers = client.try_server_info().map_or(0, |info| info.connect_urls.len());
+    if servers >= 3 { 3 } else { 1 }
 }
 
-pub(super) struct Link {
-    pub(super) client: Client,
-    pub(super) state: watch::Receiver<State>,
-    /// Only the generation, as the bus wants it.
-    pub(super) generation: watch::Receiver<u64>,
-}
-
-/// Connects, within a time.
-pub(super) async fn connect(
-    address: &str,
-    options: ConnectOptions,
-    name: String,
-    timeout: Duration,
-) -> Result<Link, ControllerError> {
-    let (state_sender, mut state) = watch::channel(State::default());
-    let (generation_sender, generation) = watch::channel(0);
-    let last_error = Arc::new(Mutex::new(None::<String>));
-    let senders = Arc::new((state_sender, generation_sender, last_error.clone()));
-    let callback = move |event: Event| {
-        let senders = senders.clone();
-        async move { note(&event, &senders.0, &senders.1, &senders.2) }
-    };
-    let options = options.name(name).event_callback(callback);
-    let servers: Vec<String> = address.split(',').map(|server| server.trim().to_owned()).collect();
-    let up = async {
-        let client = options.connect(servers).await.map_err(|error| error.to_string())?;
-        state.wait_for(|state| state.up).await.map_err(|_| "the client ended".to_owned())?;
-        Ok::<_, String>(client)
-    };
-    let cause = match tokio::time::timeout(timeout, up).await {
-        Ok(Ok(client)) => return Ok(Link { client, state, generation }),
-        Ok(Err(cause)) => cause,
-        Err(_) => {
-            let last = last_error.lock().ok().and_then(|mut error| error.take());
-            last.unwrap_or_else(|| format!("no answer within {} s", timeout.as_secs_f32()))
-        }
-    };
-    Err(ControllerError::Unreachable { address: address.to_owned(), cause })
-}
-
-fn note(event: &Event, state: &watch::Sender<State>, generation: &watch::Sender<u64>, last: &Mutex<Option<String>>) {
-    match event {
-        Event::Connected => {
-            state.send_modify(|state| *state = State { generation: state.generation + 1, up: true });
-            generation.send_modify(|generation| *generation += 1);
-        }
-        Event::Disconnected | Event::Closed => state.send_modify(|state| state.up = false),
-        Event::ServerError(_) | Event::ClientError(_) => {
-            tracing::debug!(%event, "NATS");
-            if let Ok(mut last) = last.lock() {
-                *last = Some(event.to_string());
-            }
-        }
-        Event::SlowConsumer(_) => tracing::warn!(%event, "NATS brings more messages than this controller can take"),
-        Event::LameDuckMode | Event::Draining => tracing::info!(%event, "NATS"),
-    }
-}
-
-/// Refuses a server that lacks what is needed.
-pub(super) fn check_server(client: &Client) -> Result<(), ControllerError> {
-    let Some(info) = client.try_server_info() else {
-        return Err(ControllerError::Server("it said nothing of itself".into()));
-    };
-    let mut numbers = info.version.split(['.', '-']).map(|number| number.parse().unwrap_or(0));
-    let mut next = || numbers.next().unwrap_or(0);
-    let version: (u64, u64, u64) = (next(), next(), next());
-    if version < OLDEST_SERVER {
-        let (major, minor, patch) = OLDEST_SERVER;
-        let words =
-            format!("it has version {}, and {major}.{minor}.{patch} or later is needed: upgrade it", info.version);
-        return Err(ControllerError::Server(words));
-    }
-    if info.max_payload < 64 * 1024 {
-        let words = format!("its max_payload is {} bytes, and at least 64 KiB are needed", info.max_payload);
-        return Err(ControllerError::Server(words));
-    }
-    tracing::info!(
-        server = info.server_name,
-        version = info.version,
-        max_payload = info.max_payload,
-        "connected to NATS"
-    );
-    Ok(())
-}
-
-/// Listens for ended connections. `None`, with a warning, where that cannot be had: all works without, more slowly.
+/// Listens for ended connections. `None` where that cannot be had: all works without, more slowly.
+///
+/// # Errors
+/// Where the settings make no sense, or the credentials were refused: that is a mistake, and not a server that is away.
 pub(super) async fn advisories(
-    account: SystemAccount,
+    nats: &NatsSettings,
     id: ControllerId,
     timeout: Duration,
-) -> Option<(Client, mpsc::Receiver<Disconnect>)> {
+) -> Result<Option<(Client, mpsc::Receiver<Disconnect>)>, ConnectError> {
     /// A whole server's worth of connections may end at once.
     const WAITING: usize = 16_384;
-    let name = format!("dmq-controller-{id}-system");
-    let listening = async {
-        let link = connect(&account.nats, account.connect, name, timeout).await.map_err(|error| error.to_string())?;
-        let events = advisories::subscribe(&link.client, WAITING, timeout).await.map_err(|error| error.to_string())?;
-        Ok::<_, String>((link.client, events))
+    const SILENCE: &str = "fast failover is off, and a crash shows after a session";
+    let client = match connect_system(nats, &format!("dmq-controller-{id}-system"), timeout).await {
+        Ok(Some(client)) => client,
+        Ok(None) => {
+            tracing::warn!("no login to NATS's system account (nats.system_user, nats.system_creds): {SILENCE}");
+            return Ok(None);
+        }
+        Err(error @ (ConnectError::Settings(_) | ConnectError::Refused { .. })) => return Err(error),
+        Err(
+            error @ (ConnectError::Unreachable { .. }
+            | ConnectError::TooOld { .. }
+            | ConnectError::NoJetStream { .. }
+            | ConnectError::ApiLevel { .. }),
+        ) => {
+            tracing::warn!(%error, "the system account cannot be reached: {SILENCE}");
+            return Ok(None);
+        }
     };
-    match listening.await {
-        Ok(found) => {
+    match advisories::subscribe(&client, WAITING, timeout).await {
+        Ok(events) => {
             tracing::info!("fast failover is on: NATS's system account tells of ended connections");
-            Some(found)
+            Ok(Some((client, events)))
         }
         Err(error) => {
-            tracing::warn!(error, "fast failover is off: a crash is noticed by silence alone");
-            None
+            tracing::warn!(%error, "the system account tells nothing: {SILENCE}");
+            Ok(None)
         }
+    }
+}
+
+/// Whether the connection is up, and which one it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct State {
+    generation: u64,
+    up: bool,
+}
+
+struct States {
+    generation: watch::Receiver<u64>,
+    connected: watch::Receiver<bool>,
+}
+
+impl States {
+    fn look(&mut self) -> State {
+        State { generation: *self.generation.borrow_and_update(), up: *self.connected.borrow_and_update() }
+    }
+
+    /// False once the client is gone.
+    async fn changed(&mut self) -> bool {
+        tokio::select! {
+            changed = self.generation.changed() => changed.is_ok(),
+            changed = self.connected.changed() => changed.is_ok(),
+        }
+    }
+
+    fn has_changed(&self) -> bool {
+        self.generation.has_changed().unwrap_or(true) || self.connected.has_changed().unwrap_or(true)
+    }
+}
+
+/// Reports when the connection is lost, and when it stands again with every subscription in place.
+pub(super) async fn watch(connection: Connection, jetstream: JetStream, reports: mpsc::Sender<Report>) {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const RETRY: Duration = Duration::from_millis(50);
+    let Connection { client, generation, connected } = connection;
+    let mut states = States { generation, connected };
+    let mut said: Option<State> = None;
+    loop {
+        let now = states.look();
+        if said.is_some_and(|said| said != now) {
+            said = None;
+            if reports.send(Report::Down).await.is_err() {
+                return;
+            }
+        }
+        if now.up && said.is_none() {
+            // The client repeats its subscriptions before anything else that it sends.
+            let established = raw::established(&client, PATIENCE).await;
+            if let (Ok(connection), false) = (established, states.has_changed()) {
+                if reports.send(Report::Up(connection)).await.is_err() {
+                    return;
+                }
+                said = Some(now);
+                make_sure(&jetstream, &mut states).await;
+                continue;
+            }
+        }
+        let is_said = said.is_some() || !now.up;
+        tokio::select! {
+            goes_on = states.changed() => if !goes_on { return },
+            () = tokio::time::sleep(RETRY), if !is_said => {}
+        }
+    }
+}
+
+/// Sees to the buckets until they are there, or the connection has changed.
+async fn make_sure(jetstream: &JetStream, states: &mut States) {
+    const RETRY: Duration = Duration::from_millis(500);
+    let trying = async {
+        while let Err(error) = jetstream.make_sure().await {
+            tracing::warn!(%error, "JetStream does not serve");
+            tokio::time::sleep(RETRY).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = trying => {}
+        // The states are looked at anew by whoever called.
+        _ = states.changed() => {}
     }
 }

@@ -22,7 +22,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use async_nats::ConnectOptions;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
@@ -32,31 +31,20 @@ use crate::bus::BusError;
 use crate::bus::lease::{Lease, LeaseConfig};
 use crate::bus::log::{History as Log, HistoryConfig};
 use crate::bus::snapshots::{Snapshots, SnapshotsConfig};
-use crate::config::Services;
+use crate::config::{self, NatsSettings, Services};
 use crate::disk::{DataDirectory, MetadataStore, Role};
 use crate::types::{ClusterId, ControllerId, IncarnationId, Monotonic, WallTime};
 use driver::{Driver, Report};
 pub use error::ControllerError;
-
-/// A login to NATS's system account, on which the server tells of ended connections.
-pub struct SystemAccount {
-    pub nats: String,
-    pub connect: ConnectOptions,
-}
 
 /// What a controller is started with.
 pub struct Options {
     pub id: ControllerId,
     pub data: PathBuf,
     pub settings: Settings,
-    /// Where NATS is, in async-nats's form; several with commas.
-    pub nats: String,
-    /// How to connect there; the name and the event callback are set here.
-    pub connect: ConnectOptions,
+    pub nats: NatsSettings,
     pub connect_timeout: Duration,
-    /// None: crashes are noticed by silence alone.
-    pub system: Option<SystemAccount>,
-    /// Copies of the history, the lease and the snapshots in NATS.
+    /// Copies of the history, the lease and the snapshots in NATS; 0: three where there are three servers, else one.
     pub replicas: usize,
     /// What services.json says, now and after each change.
     pub services: watch::Receiver<Arc<Services>>,
@@ -117,7 +105,7 @@ pub async fn run(options: Options) -> Result<(), ControllerError> {
 /// As [`run`].
 pub async fn run_until(options: Options, shutdown: mpsc::Receiver<()>) -> Result<(), ControllerError> {
     let clock = Clock::start();
-    let Options { id, data, mut settings, nats, connect, connect_timeout, system, replicas, services } = options;
+    let Options { id, data, mut settings, nats, connect_timeout, replicas, services } = options;
 
     let directory = DataDirectory::open(&data, Role::Controller)?;
     let bound = directory.identity().id.map(ControllerId);
@@ -147,31 +135,25 @@ pub async fn run_until(options: Options, shutdown: mpsc::Receiver<()>) -> Result
         founding: ClusterId(Uuid::new_v4()),
     };
 
-    let link = link::connect(&nats, connect, format!("dmq-controller-{id}"), connect_timeout).await?;
-    link::check_server(&link.client)?;
+    let name = format!("dmq-controller-{id}");
+    let connection = config::connect(&nats, &name, connect_timeout, true).await?;
+    let client = connection.client.clone();
     // A message has an envelope and headers around what the core puts in.
-    let room = link.client.max_payload().saturating_sub(8 * 1024).max(4 * 1024);
+    let room = client.max_payload().saturating_sub(8 * 1024).max(4 * 1024);
     settings.message_limit = settings.message_limit.min(room);
     settings.push_max_bytes = settings.push_max_bytes.min(room);
-    let advisories = match system {
-        Some(account) => link::advisories(account, id, connect_timeout).await,
-        None => {
-            tracing::warn!(
-                "no login to NATS's system account: a crash is noticed by silence alone (see nats.system_user)"
-            );
-            None
-        }
-    };
+    let advisories = link::advisories(&nats, id, connect_timeout).await?;
 
+    let replicas = if replicas == 0 { link::replicas(&client) } else { replicas };
     let named = services.borrow().clone();
     let jetstream = JetStream {
         log: Log::new(
-            link.client.clone(),
+            client.clone(),
             HistoryConfig { subject: named.log_subject(), replicas, timeout: QUESTION, ..HistoryConfig::default() },
         ),
-        snapshots: Snapshots::new(link.client.clone(), SnapshotsConfig { replicas, ..SnapshotsConfig::default() }),
+        snapshots: Snapshots::new(client.clone(), SnapshotsConfig { replicas, ..SnapshotsConfig::default() }),
         lease: Lease::new(
-            link.client.clone(),
+            client.clone(),
             LeaseConfig {
                 lease: settings.lease,
                 replicas,
@@ -185,10 +167,8 @@ pub async fn run_until(options: Options, shutdown: mpsc::Receiver<()>) -> Result
         fetch = named.controller(id).fetch, admin = named.admin_prefix(), "subjects"
     );
 
-    jetstream.make_sure_within(connect_timeout).await?;
-
     let core = Controller::new(me, settings, history, last);
-    let parts = driver::Parts { core, me, belongs_to, clock, link, jetstream, services, advisories };
+    let parts = driver::Parts { core, me, belongs_to, clock, connection, jetstream, services, advisories };
     Driver::run(parts, directory, store, shutdown).await
 }
 
@@ -215,20 +195,6 @@ impl JetStream {
         }
         for difference in found.iter().flat_map(|ensured| &ensured.differences) {
             tracing::warn!(difference, "JetStream is not set up as dmq would");
-        }
-        Ok(())
-    }
-
-    async fn make_sure_within(&self, timeout: Duration) -> Result<(), ControllerError> {
-        const RETRY: Duration = Duration::from_millis(200);
-        let deadline = tokio::time::Instant::now() + timeout;
-        while let Err(error) = self.make_sure().await {
-            if tokio::time::Instant::now() >= deadline {
-                let words =
-                    format!("{error}. It needs JetStream (`nats-server -js`), and this account the right to use it");
-                return Err(ControllerError::Server(words));
-            }
-            tokio::time::sleep(RETRY).await;
         }
         Ok(())
     }

@@ -7,8 +7,6 @@ use crate::disk::{Changes, MetadataReader, StoreError, StoredChange};
 use crate::types::{ClusterId, ControllerId, Position, Version};
 use crate::wire::{ChunkHeader, Code, FetchAnswer, FetchRequest, PushEntry, WireError, WireMessage};
 
-/// The header that says what a piece of a snapshot is a piece of.
-pub(super) const CHUNK_HEADER: &str = "Dmq-Chunk";
 /// A piece of a snapshot, at most: small enough that others' messages pass between two.
 const CHUNK_BYTES: usize = 256 * 1024;
 /// What surrounds an entry in an answer.

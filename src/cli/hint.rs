@@ -1,0 +1,33 @@
+//! What to do next, for errors whose own words don't say.
+
+use crate::client::AdminError;
+use crate::wire::Code;
+
+pub fn of(error: &anyhow::Error) -> Option<String> {
+    let admin = error.chain().find_map(|cause| cause.downcast_ref::<AdminError>())?;
+    let text = match admin {
+        AdminError::Refused(refusal) => match refusal.code {
+            Code::TopicAlreadyExists => "`dmq topic describe` shows the one there is; `dmq topic alter` changes it",
+            Code::UnknownTopicOrPartition => "`dmq topic list` shows those there are",
+            Code::UnknownNode => "`dmq node list` shows those there are",
+            Code::InvalidReplicationFactor => "`dmq node list` shows which nodes are active",
+            Code::VersionConflict => "read it again, then decide anew with the version that you saw",
+            Code::HistoryLost => "`dmq metadata restore` shows what can be brought back",
+            Code::NotController | Code::Busy => "try again in a moment; `dmq cluster status` shows who is active",
+            _ => return None,
+        },
+        AdminError::NoController { .. } => {
+            "start one with `dmq controller --id N --data DIR`; where some run, see their logs, and whether --nats-url, \
+             --context and --services are the same as theirs"
+        }
+        AdminError::Disconnected => "see whether the NATS server still runs, then try again",
+        AdminError::NoAnswer { .. } => "try again; `dmq cluster status` shows who is active",
+        AdminError::Unknown { request_id: Some(id), .. } => {
+            return Some(format!("ask again with `--request-id {id}`: it tells, and nothing happens twice"));
+        }
+        AdminError::Unknown { request_id: None, .. } => "`dmq cluster status` shows what became of it",
+        AdminError::Unreadable { .. } => "run the version of dmq that the controllers run",
+        AdminError::RefusedOtherwise { .. } | AdminError::Bus(_) => return None,
+    };
+    Some(text.into())
+}

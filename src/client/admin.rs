@@ -1,0 +1,316 @@
+//! The admin verbs as functions: a request in, its typed answer or a typed error out, within a deadline.
+//!
+//! A request has one id however often it is sent, so that it takes effect once. It must never be sent under a second id.
+
+use std::time::Duration;
+
+use async_nats::service::NATS_SERVICE_ERROR_CODE;
+use async_nats::{Client, Message};
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::attempts::{self, Attempt, Repeat};
+use crate::bus::{BusError, raw};
+use crate::types::RequestId;
+use crate::wire::admin::{
+    Changed, ClusterStatus, MetadataRestore, NodeDescription, NodeList, NodeNamed, Nothing, RestorePlan, Terms,
+    TopicAlter, TopicCreate, TopicDescription, TopicList, TopicNamed,
+};
+use crate::wire::{Code, ErrorBody, WireError};
+
+/// How long a controller waits for the storage nodes, unless the request says. Below the deadline, so that its answer arrives.
+const DEFAULT_WAIT: Duration = Duration::from_secs(3);
+
+/// Why a request came to nothing, by what the caller can do about it.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The controller understood and refused. The code says whether another request may fare better.
+    #[error(transparent)]
+    Refused(#[from] WireError),
+    /// Refused, for a reason that this version of the program does not know.
+    #[error("{message} ({code})")]
+    RefusedOtherwise { code: String, message: String },
+    /// Nobody serves the verbs: no controller runs on this NATS, none is active, or their prefix is another one.
+    #[error("no controller answers on {subject}")]
+    NoController { subject: String },
+    /// Nothing was sent.
+    #[error("the connection to NATS was lost")]
+    Disconnected,
+    /// A question was not answered in time. Ask again.
+    #[error("no answer on {subject} within {after:?}")]
+    NoAnswer { subject: String, after: Duration },
+    /// It may or may not have happened. The same request under the same id tells, and cannot do it twice.
+    #[error("it is not known whether {verb} took effect: {detail}")]
+    Unknown { verb: String, request_id: Option<RequestId>, detail: String },
+    /// Whoever answered speaks something else.
+    #[error("the answer on {subject} cannot be read: {detail}")]
+    Unreadable { subject: String, detail: String },
+    /// NATS refused to carry the request.
+    #[error("{0}")]
+    Bus(BusError),
+}
+
+impl AdminError {
+    /// The code of a refusal.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Refused(error) => Some(error.code),
+            Self::RefusedOtherwise { .. }
+            | Self::NoController { .. }
+            | Self::Disconnected
+            | Self::NoAnswer { .. }
+            | Self::Unknown { .. }
+            | Self::Unreadable { .. }
+            | Self::Bus(_) => None,
+        }
+    }
+}
+
+/// A client of the admin verbs, over a connection that somebody else made.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    client: Client,
+    prefix: String,
+    deadline: Duration,
+}
+
+/// What is sent: where, what, and whether it may be sent again while its outcome is open.
+struct Question {
+    noun: &'static str,
+    verb: &'static str,
+    payload: Bytes,
+    /// Of a change, which is 'unknown' rather than 'not answered' without an answer.
+    changes: bool,
+    request_id: Option<RequestId>,
+    repeat: Repeat,
+}
+
+impl Admin {
+    /// `prefix` is what the verbs' subjects begin with, as services.json has it: `dmq.admin`.
+    pub fn new(client: Client, prefix: impl Into<String>) -> Self {
+        Self { client, prefix: prefix.into(), deadline: Duration::from_secs(8) }
+    }
+
+    /// How long a request may take, all attempts together.
+    #[must_use]
+    pub fn within(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
+    }
+
+    pub async fn create_topic(&self, mut request: TopicCreate) -> Result<Changed, AdminError> {
+        let terms = self.complete(&mut request.terms);
+        self.change("topic", "create", &request, terms).await
+    }
+
+    pub async fn alter_topic(&self, mut request: TopicAlter) -> Result<Changed, AdminError> {
+        let terms = self.complete(&mut request.terms);
+        self.change("topic", "alter", &request, terms).await
+    }
+
+    pub async fn delete_topic(&self, mut request: TopicNamed) -> Result<Changed, AdminError> {
+        let terms = self.complete(&mut request.terms);
+        self.change("topic", "delete", &request, terms).await
+    }
+
+    pub async fn list_topics(&self) -> Result<TopicList, AdminError> {
+        self.ask("topic", "list", &Nothing {}).await
+    }
+
+    pub async fn describe_topic(&self, name: &str) -> Result<TopicDescription, AdminError> {
+        self.ask("topic", "describe", &TopicNamed { name: name.into(), terms: Terms::default() }).await
+    }
+
+    pub async fn list_nodes(&self) -> Result<NodeList, AdminError> {
+        self.ask("node", "list", &Nothing {}).await
+    }
+
+    pub async fn describe_node(&self, request: NodeNamed) -> Result<NodeDescription, AdminError> {
+        self.ask("node", "describe", &request).await
+    }
+
+    pub async fn drain_node(&self, mut request: NodeNamed) -> Result<Changed, AdminError> {
+        let terms = self.complete(&mut request.terms);
+        self.change("node", "drain", &request, terms).await
+    }
+
+    pub async fn replace_node(&self, mut request: NodeNamed) -> Result<Changed, AdminError> {
+        let terms = self.complete(&mut request.terms);
+        self.change("node", "replace", &request, terms).await
+    }
+
+    pub async fn remove_node(&self, mut request: NodeNamed) -> Result<Changed, AdminError> {
+        let terms = self.complete(&mut request.terms);
+        self.change("node", "remove", &request, terms).await
+    }
+
+    pub async fn cluster_status(&self) -> Result<ClusterStatus, AdminError> {
+        self.ask("cluster", "status", &Nothing {}).await
+    }
+
+    /// The metadata as JSON.
+    pub async fn show_metadata(&self) -> Result<Value, AdminError> {
+        self.ask("metadata", "show", &Nothing {}).await
+    }
+
+    /// What a restore would do.
+    pub async fn plan_restore(&self) -> Result<RestorePlan, AdminError> {
+        self.ask("metadata", "restore", &MetadataRestore::default()).await
+    }
+
+    /// Restores as a plan said. It is sent once: the request carries no id, and after a restore it no longer applies.
+    pub async fn restore(&self, plan: &RestorePlan) -> Result<RestorePlan, AdminError> {
+        let payload = body(&MetadataRestore { confirm: Some(plan.source) });
+        let (changes, repeat) = (true, Repeat::OnlyAfterRefusal);
+        self.send(Question { noun: "metadata", verb: "restore", payload, changes, request_id: None, repeat }).await
+    }
+
+    /// Gives the request its id and its wait where the caller gave none.
+    fn complete(&self, terms: &mut Terms) -> RequestId {
+        if terms.wait_ms.is_none() {
+            let wait = DEFAULT_WAIT.min(self.deadline / 2);
+            terms.wait_ms = Some(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+        }
+        let fresh =
+            || RequestId::new(&Uuid::new_v4().to_string()).expect("a UUID has 36 characters of 0-9, a-f and '-'");
+        terms.request_id.get_or_insert_with(fresh).clone()
+    }
+
+    async fn change<A: DeserializeOwned>(
+        &self,
+        noun: &'static str,
+        verb: &'static str,
+        request: &impl Serialize,
+        id: RequestId,
+    ) -> Result<A, AdminError> {
+        let payload = body(request);
+        let (changes, repeat) = (true, Repeat::Freely);
+        self.send(Question { noun, verb, payload, changes, request_id: Some(id), repeat }).await
+    }
+
+    async fn ask<A: DeserializeOwned>(
+        &self,
+        noun: &'static str,
+        verb: &'static str,
+        request: &impl Serialize,
+    ) -> Result<A, AdminError> {
+        let payload = body(request);
+        let (changes, repeat) = (false, Repeat::Freely);
+        self.send(Question { noun, verb, payload, changes, request_id: None, repeat }).await
+    }
+
+    async fn send<A: DeserializeOwned>(&self, question: Question) -> Result<A, AdminError> {
+        let subject = format!("{}.{}.{}", self.prefix, question.noun, question.verb);
+        let deadline = Instant::now() + self.deadline;
+        // How many attempts may have reached a controller without our hearing what came of them.
+        let open = std::cell::Cell::new(0);
+        let attempt = |left: Duration| {
+            let (payload, subject, open, question) = (question.payload.clone(), &subject, &open, &question);
+            async move {
+                open.set(open.get() + 1);
+                let answer = raw::request_with_deadline(&self.client, subject, None, payload, left).await;
+                let outcome = judge(answer, subject, question, self.deadline);
+                if let Attempt::Again(why) = &outcome
+                    && did_nothing(why)
+                {
+                    open.set(open.get() - 1);
+                }
+                outcome
+            }
+        };
+        let outcome = attempts::run(deadline, question.repeat, attempt).await;
+        let verb = || format!("{} {}", question.noun, question.verb);
+        match outcome {
+            Ok(answer) => Ok(answer),
+            Err(why) if question.changes && open.get() > 0 && !why.as_ref().is_some_and(is_final) => {
+                let silence = || format!("no answer within {:?}", self.deadline);
+                let detail = why.map_or_else(silence, |why| why.to_string());
+                Err(AdminError::Unknown { verb: verb(), request_id: question.request_id.clone(), detail })
+            }
+            Err(Some(why)) => Err(why),
+            Err(None) => Err(AdminError::NoAnswer { subject, after: self.deadline }),
+        }
+    }
+}
+
+/// Whether an attempt that ended so certainly changed nothing.
+fn did_nothing(error: &AdminError) -> bool {
+    match error {
+        AdminError::Refused(refusal) => matches!(refusal.code, Code::NotController | Code::Busy),
+        AdminError::NoController { .. } | AdminError::Disconnected => true,
+        AdminError::RefusedOtherwise { .. }
+        | AdminError::NoAnswer { .. }
+        | AdminError::Unknown { .. }
+        | AdminError::Unreadable { .. }
+        | AdminError::Bus(_) => false,
+    }
+}
+
+/// Whether the error settles the request, whatever became of its other attempts.
+fn is_final(error: &AdminError) -> bool {
+    match error {
+        AdminError::Refused(refusal) => !matches!(refusal.code, Code::Unknown | Code::NotController | Code::Busy),
+        AdminError::RefusedOtherwise { .. } | AdminError::Bus(_) => true,
+        AdminError::NoController { .. }
+        | AdminError::Disconnected
+        | AdminError::NoAnswer { .. }
+        | AdminError::Unknown { .. }
+        | AdminError::Unreadable { .. } => false,
+    }
+}
+
+fn body(request: &impl Serialize) -> Bytes {
+    serde_json::to_vec(request).expect("requests have string keys only").into()
+}
+
+fn judge<A: DeserializeOwned>(
+    answer: Result<Message, BusError>,
+    subject: &str,
+    question: &Question,
+    deadline: Duration,
+) -> Attempt<A, AdminError> {
+    let message = match answer {
+        Ok(message) => message,
+        Err(BusError::NoResponders { subject }) => return Attempt::Again(AdminError::NoController { subject }),
+        Err(BusError::Disconnected) => return Attempt::Again(AdminError::Disconnected),
+        Err(BusError::Timeout) => {
+            return Attempt::Again(AdminError::NoAnswer { subject: subject.into(), after: deadline });
+        }
+        Err(error) => return Attempt::Decided(Err(AdminError::Bus(error))),
+    };
+    if let Some(error) = refusal(&message) {
+        let again = match error.code() {
+            Some(Code::NotController | Code::Busy) => true,
+            // The same request under the same id settles it, where it has one.
+            Some(Code::Unknown) => question.repeat == Repeat::Freely,
+            _ => false,
+        };
+        return if again { Attempt::Again(error) } else { Attempt::Decided(Err(error)) };
+    }
+    let unreadable = |error: serde_json::Error| {
+        let detail = format!("{error}; is it another version of dmq?");
+        AdminError::Unreadable { subject: subject.into(), detail }
+    };
+    Attempt::Decided(serde_json::from_slice(&message.payload).map_err(unreadable))
+}
+
+/// The error that an answer is, told by its body or by the headers of micro services.
+fn refusal(message: &Message) -> Option<AdminError> {
+    if let Ok(ErrorBody { error }) = serde_json::from_slice(&message.payload) {
+        return Some(AdminError::Refused(error));
+    }
+    let headers = message.headers.as_ref()?;
+    let number = headers.get(NATS_SERVICE_ERROR_CODE)?.as_str();
+    if number == "503" {
+        return Some(AdminError::Refused(WireError::new(Code::Busy, "the controller has too many requests waiting")));
+    }
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let body = serde_json::from_slice::<Value>(&message.payload).unwrap_or_default();
+    let code = text(&body["error"]["code"]).unwrap_or_else(|| number.to_owned());
+    let described = headers.get(async_nats::service::NATS_SERVICE_ERROR).map(|value| value.as_str().to_owned());
+    let message = text(&body["error"]["message"]).or(described).unwrap_or_else(|| "refused".into());
+    Some(AdminError::RefusedOtherwise { code, message })
+}

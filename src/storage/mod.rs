@@ -1,0 +1,17 @@
+//! The storage node: a core that decides, and a shell that carries out what was decided.
+//!
+//! The shell is the only part with a clock, a disk and a connection; it decides nothing.
+
+pub mod core;
+mod error;
+mod health;
+pub(crate) mod link;
+pub(crate) mod recover;
+pub(crate) mod serve;
+mod shell;
+mod writer;
+
+pub use error::StorageError;
+pub use link::Subjects;
+pub use recover::recover;
+pub use shell::{Data, Options, run, run_until};

@@ -1,0 +1,516 @@
+//! The storage node's process: one loop that feeds the core and carries out its effects.
+//!
+//! Thin: it decides nothing. Every channel is bounded, and whatever blocks is on another thread.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
+use bytes::Bytes;
+use futures::StreamExt;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use super::core::{Call, CallError, Effect, FetchReply, Identity, Input, Level, Settings, StorageCore, Token};
+use super::health::Sampler;
+use super::link::{Link, Subjects, connect};
+use super::serve::{CHUNK_HEADER, Served, serve};
+use super::writer::{Job, start};
+use super::{StorageError, recover};
+use crate::bus::{BusError, raw};
+use crate::disk::{DataDirectory, MetadataReader, MetadataStore, Role};
+use crate::types::{IncarnationId, Monotonic, StorageId};
+use crate::wire::{FetchRequest, Health, PushAck, WireMessage, admin};
+
+/// Replies that are remembered for messages that were not answered yet.
+const REPLIES: usize = 4096;
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Where the node keeps what it has.
+#[derive(Clone, Debug)]
+pub enum Data {
+    /// This directory.
+    Directory(PathBuf),
+    /// The first free folder in this one.
+    Root(PathBuf),
+}
+
+/// What a storage node is started with.
+pub struct Options {
+    pub data: Data,
+    /// The id that is asked for. None: that of the directory, or one that the controller gives.
+    pub id: Option<StorageId>,
+    pub rack: Option<Arc<str>>,
+    pub settings: Settings,
+    pub nats: crate::config::NatsSettings,
+    pub connect_timeout: Duration,
+    /// What services.json says, now and after each change.
+    pub subjects: watch::Receiver<Arc<dyn Subjects>>,
+}
+
+/// What reaches the loop from elsewhere.
+pub(super) enum Event {
+    Input(Input),
+    Disk { input: Input, wants_compaction: bool },
+    Compacted(Result<(), String>),
+    Subscribed { storage: StorageId, subject: String, subscriber: Subscriber },
+    Sampled(Box<(Sampler, Health)>),
+    Up { generation: u64, connection: crate::types::Connection },
+}
+
+/// Runs until SIGTERM or SIGINT has drained it, or something ends it. A second signal ends it at once.
+pub async fn run(options: Options) -> Result<(), StorageError> {
+    let (sender, shutdown) = mpsc::channel(2);
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let listening = tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+            if sender.send(()).await.is_err() {
+                return;
+            }
+        }
+    });
+    let result = run_until(options, shutdown).await;
+    listening.abort();
+    result
+}
+
+/// As [`run`], told to end by a message.
+pub async fn run_until(options: Options, mut shutdown: mpsc::Receiver<()>) -> Result<(), StorageError> {
+    let shell = tokio::select! {
+        shell = Shell::start(options) => shell?,
+        Some(()) = shutdown.recv() => return Ok(()),
+    };
+    shell.run(shutdown).await
+}
+
+struct Shell {
+    core: StorageCore,
+    directory: DataDirectory,
+    reader: MetadataReader,
+    writer: SyncSender<Job>,
+    client: Client,
+    links: watch::Receiver<Link>,
+    subjects: watch::Receiver<Arc<dyn Subjects>>,
+    events: mpsc::Sender<Event>,
+    incoming: mpsc::Receiver<Event>,
+    /// This node's pushes, and the subject that they come on.
+    pushes: Option<(String, Subscriber)>,
+    replies: BTreeMap<Token, Subject>,
+    tokens: u64,
+    /// What the core was told of the connection.
+    link: Link,
+    sampler: Option<Sampler>,
+    compacting: bool,
+    request_timeout: Duration,
+    began: Instant,
+    /// Why it ends, once it does.
+    ended: Option<(String, u8)>,
+}
+
+impl Shell {
+    async fn start(options: Options) -> Result<Self, StorageError> {
+        let Options { data, id, rack, mut settings, nats, connect_timeout, subjects } = options;
+        let opened = tokio::task::spawn_blocking(move || open(&data)).await;
+        let opened = opened.map_err(|error| StorageError::Ended(format!("opening the directory: {error}")))?;
+        let (directory, store, history) = opened?;
+        let known = directory.identity().clone();
+        let bound = known.id.map(StorageId);
+        if let (Some(bound), Some(asked)) = (bound, id)
+            && bound != asked
+        {
+            return Err(StorageError::OtherId { bound, asked });
+        }
+        let incarnation = uuid::Uuid::new_v4();
+        settings.jitter_seed ^= incarnation.as_u64_pair().0;
+        let storage = bound.or(id);
+        let name = storage.map_or("dmq-storage-new".to_owned(), |id| format!("dmq-storage-{id}"));
+        let (client, links) = connect(&nats, &name, connect_timeout, false).await?;
+        let identity = Identity {
+            directory: directory.directory_id(),
+            incarnation: IncarnationId(incarnation),
+            storage,
+            cluster: known.cluster_id,
+            rack,
+        };
+        tracing::info!(directory = %directory.path().display(), id = %identity.directory, "a storage node starts");
+        let (events, incoming) = mpsc::channel(1024);
+        let (reader, epoch) = (store.reader(), store.controller_epoch());
+        let writer = start(store, events.clone())?;
+        let request_timeout = settings.request_timeout;
+        let sampler = Some(Sampler::new(directory.path()));
+        Ok(Self {
+            core: StorageCore::new(identity, settings, history, epoch),
+            directory,
+            reader,
+            writer,
+            client,
+            links,
+            subjects,
+            events,
+            incoming,
+            pushes: None,
+            replies: BTreeMap::new(),
+            tokens: 0,
+            link: Link::default(),
+            sampler,
+            compacting: false,
+            request_timeout,
+            began: Instant::now(),
+            ended: None,
+        })
+    }
+
+    async fn run(mut self, mut shutdown: mpsc::Receiver<()>) -> Result<(), StorageError> {
+        self.sample();
+        self.link_changed();
+        while self.ended.is_none() {
+            let deadline = self.core.next_deadline().map(|at| self.began + Duration::from_micros(at.0));
+            tokio::select! {
+                Some(event) = self.incoming.recv() => self.event(event).await,
+                message = next_push(&mut self.pushes) => self.pushed(message).await,
+                Ok(()) = self.links.changed() => {
+                    if let Some(input) = self.link_changed() {
+                        self.feed(input).await;
+                    }
+                }
+                Ok(()) = self.subjects.changed() => self.feed(Input::ServicesChanged).await,
+                Some(()) = shutdown.recv() => self.feed(Input::Shutdown).await,
+                () = until(deadline) => self.feed(Input::Tick).await,
+            }
+        }
+        // What was said last, the acknowledgements above all, is to reach the server.
+        let _ = tokio::time::timeout(FAREWELL, self.client.flush()).await;
+        let _ = tokio::time::timeout(FAREWELL, self.client.drain()).await;
+        match self.ended {
+            Some((words, 0)) => {
+                tracing::info!("{words}");
+                Ok(())
+            }
+            Some((words, _)) => Err(StorageError::Ended(words)),
+            None => Ok(()),
+        }
+    }
+
+    fn now(&self) -> Monotonic {
+        Monotonic(u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    async fn feed(&mut self, input: Input) {
+        let mut effects = Vec::new();
+        self.core.handle(self.now(), input, &mut effects);
+        for effect in effects {
+            if self.ended.is_some() {
+                // Something could not be carried out that the rest depends on.
+                return;
+            }
+            self.carry_out(effect).await;
+        }
+    }
+
+    async fn event(&mut self, event: Event) {
+        match event {
+            Event::Input(input) => self.feed(input).await,
+            Event::Disk { input, wants_compaction } => {
+                self.feed(input).await;
+                if wants_compaction {
+                    self.compact();
+                }
+            }
+            Event::Compacted(result) => {
+                self.compacting = false;
+                if let Err(words) = result {
+                    tracing::warn!(words, "the metadata's log could not be shortened");
+                }
+            }
+            Event::Subscribed { storage, subject, subscriber } => {
+                tracing::info!(subject, "listening");
+                self.pushes = Some((subject, subscriber));
+                self.feed(Input::Subscribed(storage)).await;
+            }
+            Event::Sampled(sampled) => {
+                let (sampler, health) = *sampled;
+                self.sampler = Some(sampler);
+                self.feed(Input::Health(health)).await;
+            }
+            // One that ended meanwhile is not this one.
+            Event::Up { generation, connection } if (Link { generation, up: true }) == *self.links.borrow() => {
+                tracing::info!(server = %connection.server, client = connection.client, "connected to NATS");
+                self.feed(Input::Connected(connection)).await;
+                // A move to another subject may have been cut short by the reconnect.
+                if let Some(storage) = self.core.identity().storage
+                    && self.pushes.is_some()
+                {
+                    self.subscribe(storage);
+                }
+            }
+            Event::Up { .. } => {}
+        }
+    }
+
+    /// Looks at the connection: one that is new has to carry the subscriptions before the core hears of it.
+    fn link_changed(&mut self) -> Option<Input> {
+        let link = *self.links.borrow_and_update();
+        let before = std::mem::replace(&mut self.link, link);
+        if link.up && link != before {
+            let (client, events, timeout) = (self.client.clone(), self.events.clone(), self.request_timeout);
+            let links = self.links.clone();
+            tokio::spawn(async move {
+                while *links.borrow() == link {
+                    if raw::round_trip(&client, timeout).await.is_ok()
+                        && let Some(connection) = raw::connection(&client)
+                    {
+                        let _ = events.send(Event::Up { generation: link.generation, connection }).await;
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            });
+        }
+        (before.up && link != before).then_some(Input::Disconnected)
+    }
+
+    async fn pushed(&mut self, message: Option<Message>) {
+        let Some(message) = message else {
+            // Only the end of the client ends a subscription.
+            self.pushes = None;
+            return;
+        };
+        self.tokens += 1;
+        let token = Token(self.tokens);
+        if let Some(reply) = message.reply {
+            self.replies.insert(token, reply);
+            if self.replies.len() > REPLIES {
+                self.replies.pop_first();
+            }
+        }
+        self.feed(Input::Push { payload: message.payload, token }).await;
+    }
+
+    async fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Bind { cluster, storage } => {
+                if let Err(error) = self.directory.bind(cluster, storage.0) {
+                    self.ended = Some((error.to_string(), 1));
+                }
+            }
+            Effect::Subscribe { storage } => self.subscribe(storage),
+            Effect::Register { call, request } => {
+                let subject = self.subjects.borrow().admin("node", "register");
+                self.request(subject, admin::encode(&request).into(), move |result| Input::RegisterAnswer {
+                    call,
+                    result: result.map(|message| message.payload),
+                });
+            }
+            Effect::SendHeartbeat(heartbeat) => {
+                tracing::debug!(sequence = heartbeat.sequence, version = %heartbeat.position.version, "heartbeat");
+                let (sequence, subject) = (heartbeat.sequence, self.subjects.borrow().heartbeat(heartbeat.storage));
+                self.request(subject, heartbeat.encode(), move |result| Input::HeartbeatAnswer {
+                    sequence,
+                    result: result.map(|message| message.payload),
+                });
+                self.sample();
+            }
+            Effect::Persist { changes } => self.write(Job::Persist(changes)),
+            Effect::InstallSnapshot { cluster, position, controller_epoch, pieces } => {
+                self.write(Job::Install { cluster, position, controller_epoch, pieces });
+            }
+            Effect::Acknowledge { token, ack } => self.acknowledge(token, &ack).await,
+            Effect::Fetch { call, controller, request } => {
+                let subject = self.subjects.borrow().fetch(controller);
+                self.request(subject, request.encode(), move |result| fetched(call, result));
+            }
+            Effect::ServeFetch { token, request } => self.serve(token, request),
+            Effect::RequestIsr { call, request } => {
+                let subject = self.subjects.borrow().admin("partition", "alter");
+                self.request(subject, admin::encode(&request).into(), move |result| Input::IsrAnswer {
+                    call,
+                    result: result.map(|message| message.payload),
+                });
+            }
+            // Nothing serves records yet; what would is switched here.
+            Effect::MayLead(may) => tracing::info!(may, "whether this node may lead"),
+            Effect::Leads { gained, lost } => {
+                tracing::info!(gained = gained.len(), lost = lost.len(), "leaderships changed");
+            }
+            Effect::Log { level, words } => match level {
+                Level::Debug => tracing::debug!("{words}"),
+                Level::Info => tracing::info!("{words}"),
+                Level::Warn => tracing::warn!("{words}"),
+                Level::Error => tracing::error!("{words}"),
+            },
+            Effect::Exit { words, code } => self.ended = Some((words, code)),
+        }
+    }
+
+    fn subscribe(&self, storage: StorageId) {
+        let subjects = self.subjects.borrow().clone();
+        let subject = subjects.push(storage);
+        if self.pushes.as_ref().is_some_and(|(present, _)| *present == subject) {
+            return;
+        }
+        tracing::info!(
+            push = subject,
+            heartbeat = subjects.heartbeat(storage),
+            ack = subjects.ack(storage),
+            "this node's subjects"
+        );
+        let (client, events) = (self.client.clone(), self.events.clone());
+        let (links, link) = (self.links.clone(), self.link);
+        tokio::spawn(async move {
+            // Asked for again on the next connection.
+            while *links.borrow() == link {
+                match raw::subscribe(&client, &subject, SUBSCRIBE_TIMEOUT).await {
+                    Ok(subscriber) => {
+                        let _ = events.send(Event::Subscribed { storage, subject, subscriber }).await;
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::warn!(subject, %error, "cannot subscribe yet");
+                        tokio::time::sleep(Duration::from_millis(200)).await;
+                    }
+                }
+            }
+        });
+    }
+
+    fn request(
+        &self,
+        subject: String,
+        payload: Bytes,
+        answer: impl FnOnce(Result<Message, CallError>) -> Input + Send + 'static,
+    ) {
+        let (client, events, timeout) = (self.client.clone(), self.events.clone(), self.request_timeout);
+        tokio::spawn(async move {
+            let result = raw::request_with_deadline(&client, &subject, None, payload, timeout).await;
+            let result = result.map_err(|error| match error {
+                BusError::NoResponders { .. } => CallError::NoResponders,
+                BusError::Disconnected
+                | BusError::Timeout
+                | BusError::NoJetStream
+                | BusError::Unavailable(_)
+                | BusError::Missing(_)
+                | BusError::TooLarge { .. }
+                | BusError::InvalidName(_)
+                | BusError::Refused { .. }
+                | BusError::Malformed(_)
+                | BusError::Corrupt(_)
+                | BusError::Input(_) => {
+                    tracing::debug!(subject, %error, "no answer");
+                    CallError::Timeout
+                }
+            });
+            let _ = events.send(Event::Input(answer(result))).await;
+        });
+    }
+
+    async fn acknowledge(&mut self, token: Option<Token>, ack: &PushAck) {
+        let reply = token.and_then(|token| self.replies.remove(&token));
+        let subject = self.subjects.borrow().ack(ack.storage);
+        let payload = ack.encode();
+        if let Some(reply) = reply.filter(|reply| **reply != *subject) {
+            self.publish(&reply, HeaderMap::new(), payload.clone()).await;
+        }
+        self.publish(&subject, HeaderMap::new(), payload).await;
+    }
+
+    async fn publish(&self, subject: &str, headers: HeaderMap, payload: Bytes) {
+        if let Err(error) = raw::publish(&self.client, subject, headers, payload, self.request_timeout).await {
+            tracing::debug!(subject, %error, "not sent");
+        }
+    }
+
+    fn serve(&mut self, token: Token, request: FetchRequest) {
+        let Some(reply) = self.replies.remove(&token) else { return };
+        let identity = self.core.identity();
+        let (Some(cluster), Some(storage)) = (identity.cluster, identity.storage) else { return };
+        let (reader, client, timeout) = (self.reader.clone(), self.client.clone(), self.request_timeout);
+        tokio::spawn(async move {
+            // Room for the envelope.
+            let limit = client.max_payload().saturating_sub(64 << 10).max(64 << 10);
+            let work = move || serve(&reader, cluster, storage, &request, limit);
+            let Ok(Served { header, body }) = tokio::task::spawn_blocking(work).await else { return };
+            let mut headers = HeaderMap::new();
+            if let Some(header) = header {
+                headers.insert(CHUNK_HEADER, header.as_str());
+            }
+            if let Err(error) = raw::publish(&client, &reply, headers, body, timeout).await {
+                tracing::debug!(%error, "a fetch was not answered");
+            }
+        });
+    }
+
+    /// At most a write and a compaction are under way, and the channel holds more.
+    fn write(&mut self, job: Job) {
+        if self.writer.try_send(job).is_err() {
+            self.ended = Some(("the thread that writes the metadata is gone".into(), 1));
+        }
+    }
+
+    /// Shortens the log, at a moment when memory and disk stand at the same place.
+    fn compact(&mut self) {
+        let (saved, position) = (self.core.is_saved(), self.core.persisted());
+        if self.compacting || !saved || position != self.core.history().position() {
+            return;
+        }
+        let Some(image) = self.core.history().image() else { return };
+        self.compacting = true;
+        let image = Box::new(image.clone());
+        let (controller_epoch, back) = (self.core.controller_epoch(), self.writer.clone());
+        self.write(Job::Compact { image, position, controller_epoch, back });
+    }
+
+    /// Measures for the next heartbeat, unless the measurement before still waits for the disk.
+    fn sample(&mut self) {
+        let Some(mut sampler) = self.sampler.take() else { return };
+        let events = self.events.clone();
+        tokio::task::spawn_blocking(move || {
+            let health = sampler.sample();
+            let _ = events.blocking_send(Event::Sampled(Box::new((sampler, health))));
+        });
+    }
+}
+
+fn open(data: &Data) -> Result<(DataDirectory, MetadataStore, crate::metadata::History), StorageError> {
+    let directory = match data {
+        Data::Directory(path) => DataDirectory::open(path, Role::Storage)?,
+        Data::Root(root) => DataDirectory::open_first_free(root, Role::Storage)?,
+    };
+    let (store, recovered) = MetadataStore::open(&directory.metadata_path())?;
+    let history = recover(recovered)?;
+    Ok((directory, store, history))
+}
+
+fn fetched(call: Call, result: Result<Message, CallError>) -> Input {
+    let reply = |message: Message| {
+        let header = message.headers.as_ref().and_then(|headers| headers.get(CHUNK_HEADER));
+        match header {
+            Some(header) => {
+                FetchReply::Chunk { header: Bytes::copy_from_slice(header.as_str().as_bytes()), bytes: message.payload }
+            }
+            None => FetchReply::Answer(message.payload),
+        }
+    };
+    Input::FetchAnswer { call, result: result.map(reply) }
+}
+
+async fn next_push(pushes: &mut Option<(String, Subscriber)>) -> Option<Message> {
+    match pushes {
+        Some((_, subscriber)) => subscriber.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
