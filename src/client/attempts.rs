@@ -11,6 +11,8 @@ use tokio::time::Instant;
 
 /// The wait before the next attempt where the last one came to nothing at once.
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
+/// Doubled without end it would reach beyond what an instant can hold.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(8);
 const LONGEST_BACKOFF: Duration = Duration::from_millis(100);
 /// How long an attempt stays alone without an answer; doubled for each that joins it.
 const FIRST_PATIENCE: Duration = Duration::from_secs(1);
@@ -72,7 +74,7 @@ where
                     Repeat::Freely => Some(now + patience),
                     Repeat::OnlyAfterRefusal => None,
                 };
-                patience *= 2;
+                patience = (patience * 2).min(LONGEST_PATIENCE);
             }
         }
     }

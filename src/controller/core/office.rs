@@ -43,7 +43,7 @@ pub(super) struct Lease {
     pub(super) ours: Option<(u64, Monotonic)>,
     /// The key as last seen, ours or another's.
     pub(super) seen: Option<(Option<Holder>, u64)>,
-    /// Whether the key was looked at on this connection.
+    /// Whether the key was looked at.
     pub(super) known: bool,
     /// A request is under way, sent then.
     asked: Option<Monotonic>,
@@ -52,6 +52,12 @@ pub(super) struct Lease {
 }
 
 impl Lease {
+    /// Nothing of it is ours any more, nor asked for. What the key says stays known: the watch tells only what changes.
+    fn let_go(&mut self) {
+        let (seen, known) = (self.seen.take(), self.known);
+        *self = Self { seen, known, ..Self::default() };
+    }
+
     pub(super) fn due(&self) -> Option<Monotonic> {
         [self.ours.map(|(_, until)| until), self.renew_at, self.try_at].into_iter().flatten().min()
     }
@@ -75,7 +81,7 @@ impl Controller {
         );
         self.connection = Some(connection);
         self.hearing_since = self.mono();
-        self.lease = Lease::default();
+        self.lease.let_go();
         self.probe.reset();
         self.announce_at = self.mono();
         self.ask_head();
@@ -88,7 +94,7 @@ impl Controller {
         self.log(Level::Warn, "the connection to NATS is lost");
         self.resign("the connection to NATS is lost");
         self.in_flight = None;
-        self.lease = Lease::default();
+        self.lease.let_go();
         if self.role == Role::Standby {
             self.role = Role::Starting;
         }
@@ -311,6 +317,7 @@ impl Controller {
     pub(super) fn elected(&mut self, epoch: ControllerEpoch) {
         self.role = Role::Active { epoch, since: self.mono() };
         self.pairing_dirty = true;
+        self.balance_at = self.mono() + super::sessions::BALANCE_EVERY;
         self.restoring = None;
         self.log(Level::Info, format!("this controller is active, with controller epoch {epoch}"));
         self.out.push(Effect::Serve(true));

@@ -134,6 +134,10 @@ impl Controller {
             let counts = node.is_some_and(|n| n.incarnation == ack.incarnation && n.directory == Some(ack.directory));
             storage == ack.storage && ack.cluster == Some(image.cluster) && counts
         });
+        if !known && !matches!(self.role, super::office::Role::Active { .. }) {
+            // A standby may not have read of its registration yet.
+            return;
+        }
         if !known {
             return self.complain(&format!("ack {storage}"), || {
                 format!("an acknowledgement on the subject of storage node {storage} is of no registered incarnation")

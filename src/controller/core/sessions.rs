@@ -11,6 +11,9 @@ use crate::metadata::{NodeState, PartitionChange, Record, rules};
 use crate::types::{ClusterId, Connection, IncarnationId, Monotonic, NodeEpoch, Position, StorageId, TopicId, Version};
 use crate::wire::{Code, Health, Heartbeat, HeartbeatAnswer, PairingField, WantedState, WireError, WireMessage};
 
+/// How often leaderships are looked at for balance.
+pub(super) const BALANCE_EVERY: Duration = Duration::from_secs(10);
+
 /// A storage node as it is heard. Kept by active and standby alike, so that a new controller knows the living at once.
 #[derive(Clone, Debug)]
 pub(super) struct Session {
@@ -408,7 +411,25 @@ impl Controller {
             let why = format!("{} caught up", names(&unfence));
             return self.change_nodes(rules::node::unfence, &unfence, why);
         }
-        self.pairing_dirty && self.work_for_pairing()
+        if self.pairing_dirty && self.work_for_pairing() {
+            return true;
+        }
+        self.work_for_balance()
+    }
+
+    /// Leads back to the preferred replicas, now and then and a few at a time.
+    fn work_for_balance(&mut self) -> bool {
+        const MOVES: usize = 1000;
+        if self.mono() < self.balance_at {
+            return false;
+        }
+        self.balance_at = self.mono() + BALANCE_EVERY;
+        let records = self.image().map(|image| rules::partition::preferred(image, MOVES)).unwrap_or_default();
+        if records.is_empty() {
+            return false;
+        }
+        self.append(records, "leaderships go back to the preferred replicas".into(), None, Purpose::Background);
+        true
     }
 
     fn change_nodes(
