@@ -344,6 +344,37 @@ async fn a_purged_history_is_taken_up_from_its_snapshot_and_served_from_disks() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_history_that_only_a_storage_node_has_is_restored_from_it() {
+    let mut cluster = Cluster::new(false).await;
+    let controller = cluster.controller(0);
+    let founded = cluster.active(0).await;
+    let node = cluster.storage(0);
+    cluster.active_nodes(1).await;
+    let created = cluster.create_topic("orders").await;
+    controller.kill().await;
+    cluster.nats.kill();
+    cluster.nats.wipe_store();
+    cluster.nats.restart();
+
+    let fresh = cluster.controller_in(1, &cluster.path("fresh"));
+    let halted = cluster
+        .status("the fresh controller is halted", |status| {
+            status.metadata_services.iter().any(|service| service.state == ControllerRole::Halted)
+        })
+        .await;
+    assert!(!halted.healthy);
+    let plan = cluster.admin.plan_restore().await.unwrap();
+    assert!(plan.source.version >= created.version, "{plan:?}");
+    assert_eq!(plan.cluster_id, founded.cluster_id.unwrap());
+    cluster.admin.restore(&plan).await.unwrap();
+    let active = cluster.active(1).await;
+    assert_eq!((active.cluster_id, active.topics), (founded.cluster_id, 1));
+    cluster.active_nodes(1).await;
+    fresh.stop().await;
+    node.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn controllers_come_back_by_themselves_after_nats_was_away() {
     let mut cluster = Cluster::new(false).await;
     let (first, second) = (cluster.controller(0), cluster.controller(1));

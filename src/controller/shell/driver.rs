@@ -43,7 +43,7 @@ pub(super) enum Report {
 /// Where an answer goes.
 pub(super) enum Reply {
     Plain(Subject),
-    Admin(Responder),
+    Admin(Box<Responder>),
 }
 
 /// What the driver is made of.
@@ -435,7 +435,7 @@ impl Driver {
             return admin::fail(responder, &error).await;
         }
         let token = self.token();
-        self.replies.insert(token, Reply::Admin(responder));
+        self.replies.insert(token, Reply::Admin(Box::new(responder)));
         let (noun, verb) = (noun.to_owned(), verb.to_owned());
         let fresh_id = TopicId(uuid::Uuid::new_v4());
         self.feed(Input::Admin { noun, verb, payload, token, fresh_id }).await;

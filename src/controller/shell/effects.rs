@@ -66,10 +66,10 @@ impl Driver {
                 let subject = Subject::from(self.services.controller(self.me.controller).heartbeat);
                 self.publish(subject, message.encode()).await;
             }
-            Effect::Persist(change) => self.to_disk(Job::Persist(change)).await,
-            Effect::PersistSkip(position) => self.to_disk(Job::Skip(position)).await,
-            Effect::Install { image, position } => self.to_disk(Job::Install { image, position }).await,
-            Effect::Bind(cluster) => self.to_disk(Job::Bind { cluster, id: self.me.controller }).await,
+            Effect::Persist(change) => self.store(Job::Persist(change)).await,
+            Effect::PersistSkip(position) => self.store(Job::Skip(position)).await,
+            Effect::Install { image, position } => self.store(Job::Install { image, position }).await,
+            Effect::Bind(cluster) => self.store(Job::Bind { cluster, id: self.me.controller }).await,
             Effect::ServeFetch { token, request, head } => self.serve_fetch(token, request, head).await,
             Effect::WriteSnapshot { image, position } => {
                 let (store, busy) = (self.jetstream.snapshots.clone(), self.snapshots_busy.clone());
@@ -163,7 +163,7 @@ impl Driver {
         }
     }
 
-    async fn to_disk(&mut self, job: Job) {
+    async fn store(&mut self, job: Job) {
         // It fails where the thread is gone, which the driver notices by itself.
         let _ = self.jobs.send(job).await;
     }
@@ -178,6 +178,7 @@ impl Driver {
             None => {}
             Some(Reply::Plain(reply)) => self.publish(reply, answer.unwrap_or_else(|error| error.encode())).await,
             Some(Reply::Admin(responder)) => {
+                let responder = *responder;
                 let most = self.client.max_payload();
                 let answering = async {
                     match answer {
