@@ -22,6 +22,6 @@ pub async fn open(global: &GlobalArgs) -> anyhow::Result<Session> {
     let connecting = global.deadline() * 3 / 4;
     let client = config::connect(&settings.nats, "dmq command line", connecting, false).await?.client;
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
-    let admin = Admin::new(client.clone(), &named.admin_prefix()).within(left);
+    let admin = Admin::new(client.clone(), named.admin_prefix()).within(left);
     Ok(Session { client, admin })
 }

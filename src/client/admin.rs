@@ -2,6 +2,7 @@
 //!
 //! A request has one id however often it is sent, so that it takes effect once. It must never be sent under a second id.
 
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_nats::service::NATS_SERVICE_ERROR_CODE;
@@ -13,7 +14,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::attempts::{self, Attempt, Repeat};
+use super::attempts::{self, Attempt, Pace, Repeat};
 use crate::bus::{BusError, raw};
 use crate::types::RequestId;
 use crate::wire::admin::{
@@ -206,26 +207,26 @@ impl Admin {
         let subject = format!("{}.{}.{}", self.prefix, question.noun, question.verb);
         let deadline = Instant::now() + self.deadline;
         // How many attempts may have reached a controller without our hearing what came of them.
-        let open = std::cell::Cell::new(0);
+        let open = AtomicU32::new(0);
         let attempt = |left: Duration| {
             let (payload, subject, open, question) = (question.payload.clone(), &subject, &open, &question);
             async move {
-                open.set(open.get() + 1);
+                open.fetch_add(1, Relaxed);
                 let answer = raw::request_with_deadline(&self.client, subject, None, payload, left).await;
                 let outcome = judge(answer, subject, question, self.deadline);
                 if let Attempt::Again(why) = &outcome
                     && did_nothing(why)
                 {
-                    open.set(open.get() - 1);
+                    open.fetch_sub(1, Relaxed);
                 }
                 outcome
             }
         };
-        let outcome = attempts::run(deadline, question.repeat, attempt).await;
+        let outcome = attempts::run(deadline, Pace::default(), question.repeat, attempt).await;
         let verb = || format!("{} {}", question.noun, question.verb);
         match outcome {
             Ok(answer) => Ok(answer),
-            Err(why) if question.changes && open.get() > 0 && !why.as_ref().is_some_and(is_final) => {
+            Err(why) if question.changes && open.load(Relaxed) > 0 && !why.as_ref().is_some_and(is_final) => {
                 let silence = || format!("no answer within {:?}", self.deadline);
                 let detail = why.map_or_else(silence, |why| why.to_string());
                 Err(AdminError::Unknown { verb: verb(), request_id: question.request_id.clone(), detail })

@@ -9,13 +9,24 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::time::Instant;
 
-/// The wait before the next attempt where the last one came to nothing at once.
-const FIRST_BACKOFF: Duration = Duration::from_millis(5);
-/// Doubled without end it would reach beyond what an instant can hold.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(8);
-const LONGEST_BACKOFF: Duration = Duration::from_millis(100);
-/// How long an attempt stays alone without an answer; doubled for each that joins it.
-const FIRST_PATIENCE: Duration = Duration::from_secs(1);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(4);
+
+/// How attempts follow each other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// The wait before the next attempt where the last one came to nothing at once; doubled from one to the next.
+    pub first_backoff: Duration,
+    pub longest_backoff: Duration,
+    /// How long an attempt stays alone without an answer; doubled for each that joins it.
+    pub patience: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        let ms = Duration::from_millis;
+        Self { first_backoff: ms(5), longest_backoff: ms(100), patience: ms(1_000) }
+    }
+}
 
 /// What an attempt came to.
 pub(super) enum Attempt<T, E> {
@@ -36,6 +47,7 @@ pub(super) enum Repeat {
 /// was any. `attempt` is given how much time there is.
 pub(super) async fn run<T, E, F>(
     deadline: Instant,
+    pace: Pace,
     repeat: Repeat,
     mut attempt: impl FnMut(Duration) -> F,
 ) -> Result<T, Option<E>>
@@ -46,7 +58,7 @@ where
 {
     let mut pending = FuturesUnordered::new();
     let mut why: Option<E> = None;
-    let (mut backoff, mut patience) = (FIRST_BACKOFF, FIRST_PATIENCE);
+    let (mut backoff, mut patience) = (pace.first_backoff, pace.patience);
     let mut launch_at = Some(Instant::now());
     loop {
         let launch = async {
@@ -62,19 +74,21 @@ where
                 Attempt::Again(reason) => {
                     why = Some(reason);
                     let next = Instant::now() + jittered(backoff);
-                    backoff = (backoff * 2).min(LONGEST_BACKOFF);
+                    backoff = (backoff * 2).min(pace.longest_backoff);
                     launch_at = Some(launch_at.map_or(next, |planned| planned.min(next)));
                 }
             },
             () = tokio::time::sleep_until(deadline) => return Err(why),
             () = launch => {
                 let now = Instant::now();
+                if !pending.is_empty() {
+                    patience = (patience * 2).min(LONGEST_PATIENCE);
+                }
                 pending.push(attempt(deadline.saturating_duration_since(now)));
                 launch_at = match repeat {
                     Repeat::Freely => Some(now + patience),
                     Repeat::OnlyAfterRefusal => None,
                 };
-                patience = (patience * 2).min(LONGEST_PATIENCE);
             }
         }
     }
@@ -91,14 +105,20 @@ mod tests {
 
     use super::*;
 
-    fn within(span: Duration) -> Instant {
-        Instant::now() + span
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    fn pace() -> Pace {
+        Pace { first_backoff: MS(1), longest_backoff: MS(4), patience: MS(20) }
     }
 
-    #[tokio::test(start_paused = true)]
+    fn within(ms: u64) -> Instant {
+        Instant::now() + MS(ms)
+    }
+
+    #[tokio::test]
     async fn a_refused_attempt_is_repeated_until_one_decides() {
         let count = Cell::new(0);
-        let outcome: Result<u32, Option<&str>> = run(within(Duration::from_secs(8)), Repeat::Freely, |_| {
+        let outcome: Result<u32, Option<&str>> = run(within(8_000), pace(), Repeat::Freely, |_| {
             count.set(count.get() + 1);
             let number = count.get();
             async move { if number < 4 { Attempt::Again("busy") } else { Attempt::Decided(Ok(number)) } }
@@ -107,24 +127,33 @@ mod tests {
         assert_eq!(outcome, Ok(4));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn attempts_end_with_the_deadline_and_say_why_the_last_one_failed() {
-        let start = Instant::now();
+        let (start, deadline) = (Instant::now(), within(50));
+        let fast = Pace { longest_backoff: Duration::from_micros(100), ..pace() };
         let outcome: Result<(), _> =
-            run(within(Duration::from_secs(8)), Repeat::Freely, async |_| Attempt::Again("nobody listens")).await;
+            run(deadline, fast, Repeat::Freely, async |_| Attempt::Again("nobody listens")).await;
         assert_eq!(outcome, Err(Some("nobody listens")));
-        assert_eq!(start.elapsed(), Duration::from_secs(8));
+        assert!(start.elapsed() >= MS(50));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_silent_attempt_is_joined_by_another_and_its_late_answer_still_counts() {
         let count = Cell::new(0);
-        let outcome: Result<u32, Option<()>> = run(within(Duration::from_secs(8)), Repeat::Freely, |_| {
+        let (answer, answered) = tokio::sync::watch::channel(false);
+        let outcome: Result<u32, Option<()>> = run(within(8_000), pace(), Repeat::Freely, |_| {
             count.set(count.get() + 1);
             let number = count.get();
+            if number == 2 {
+                answer.send_replace(true);
+            }
+            let mut answered = answered.clone();
             async move {
-                let answers_after = if number == 1 { 1_500 } else { 60_000 };
-                tokio::time::sleep(Duration::from_millis(answers_after)).await;
+                if number > 1 {
+                    std::future::pending::<()>().await;
+                }
+                // It fails where the sender is gone, which outlives this.
+                let _ = answered.wait_for(|answered| *answered).await;
                 Attempt::Decided(Ok(number))
             }
         })
@@ -132,10 +161,10 @@ mod tests {
         assert_eq!((outcome, count.get()), (Ok(1), 2));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_must_not_happen_twice_is_not_sent_again_while_its_outcome_is_open() {
         let count = Cell::new(0);
-        let outcome: Result<(), Option<()>> = run(within(Duration::from_secs(8)), Repeat::OnlyAfterRefusal, |_| {
+        let outcome: Result<(), Option<()>> = run(within(100), pace(), Repeat::OnlyAfterRefusal, |_| {
             count.set(count.get() + 1);
             std::future::pending()
         })

@@ -1,0 +1,213 @@
+//! A whole cluster of real processes on a real nats-server: what a newcomer sees, breaks and sees heal.
+
+mod support;
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::nats::{NatsServer, SYSTEM_PASSWORD, SYSTEM_USER};
+
+const DMQ: &str = env!("CARGO_BIN_EXE_dmq");
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Process(Child);
+
+impl Process {
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+struct Cluster {
+    nats: NatsServer,
+    folder: tempfile::TempDir,
+    controllers: Vec<Process>,
+    storage: Vec<Process>,
+}
+
+impl Cluster {
+    fn start(controllers: u32, storage: u32) -> Self {
+        let (nats, folder) = (NatsServer::start(), tempfile::tempdir().unwrap());
+        let mut cluster = Self { nats, folder, controllers: Vec::new(), storage: Vec::new() };
+        cluster.controllers = (0..controllers).map(|id| cluster.controller(id)).collect();
+        cluster.storage = (0..storage).map(|id| cluster.node(id)).collect();
+        cluster
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(DMQ);
+        command.current_dir(self.folder.path()).env("DMQ_NATS_URL", self.nats.url());
+        command.env("DMQ_NATS_SYSTEM_USER", SYSTEM_USER).env("DMQ_NATS_SYSTEM_PASSWORD", SYSTEM_PASSWORD);
+        command
+    }
+
+    fn process(&self, role: &str, id: u32) -> Process {
+        let data = self.folder.path().join(format!("{role}-{id}"));
+        let log = std::fs::File::options().create(true).append(true).open(data.with_extension("log")).unwrap();
+        let mut command = self.command();
+        command.args([role, "--id", &id.to_string(), "--data"]).arg(&data);
+        Process(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
+    }
+
+    fn controller(&self, id: u32) -> Process {
+        self.process("controller", id)
+    }
+
+    fn node(&self, id: u32) -> Process {
+        self.process("storage", id)
+    }
+
+    fn run(&self, line: &str) -> Result<Value, String> {
+        let output = self.command().args(line.split(' ')).args(["--output", "json"]).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        match serde_json::from_slice(&output.stdout) {
+            Ok(answer) if output.status.success() => Ok(answer),
+            Ok(_) | Err(_) => Err(format!("{line}: {} {stderr}", String::from_utf8_lossy(&output.stdout))),
+        }
+    }
+
+    fn await_that<T>(&self, what: &str, mut found: impl FnMut() -> Result<T, String>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match found() {
+                Ok(found) => return found,
+                Err(why) if Instant::now() > deadline => {
+                    panic!("not within {PATIENCE:?}: {what}: {why}\n{}", self.logs())
+                }
+                // Each look is a process of its own that asks the cluster, so this is no busy loop.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn await_healthy(&self) -> Value {
+        self.await_that("the cluster is healthy", || self.run("cluster status"))
+    }
+
+    fn logs(&self) -> String {
+        let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+        let mut paths: Vec<_> = std::fs::read_dir(self.folder.path()).unwrap().flatten().map(|e| e.path()).collect();
+        paths.sort();
+        let logs = paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+        logs.map(|path| format!("--- {}\n{}", path.display(), read(path))).collect()
+    }
+}
+
+fn leaders(topic: &Value) -> Vec<Option<u64>> {
+    topic["partitions"].as_array().unwrap().iter().map(|partition| partition["leader"].as_u64()).collect()
+}
+
+#[test]
+fn a_crashed_leader_is_replaced_and_comes_back_into_every_in_sync_set() {
+    let mut cluster = Cluster::start(1, 3);
+    cluster.await_that("three nodes are active", || {
+        let status = cluster.run("cluster status")?;
+        let nodes = status["storageNodes"].as_array().map_or(0, Vec::len);
+        if nodes == 3 { Ok(()) } else { Err(format!("{nodes} nodes")) }
+    });
+    let made = cluster.run("topic create orders.eu --partitions 6 --replication-factor 3").unwrap();
+    assert_eq!((made["applied"].as_u64(), made["active"].as_u64()), (Some(3), Some(3)), "{made}");
+    let before = cluster.run("topic describe orders.eu").unwrap();
+    assert!(leaders(&before).contains(&Some(0)), "{before}");
+
+    cluster.storage[0].kill();
+    let after = cluster.await_that("others lead", || {
+        let topic = cluster.run("topic describe orders.eu")?;
+        let led = leaders(&topic).iter().all(|leader| matches!(leader, Some(1 | 2)));
+        if led { Ok(topic) } else { Err(topic.to_string()) }
+    });
+    for (old, new) in std::iter::zip(before["partitions"].as_array().unwrap(), after["partitions"].as_array().unwrap())
+    {
+        let moved = old["leader"] != new["leader"];
+        let raised = new["leaderEpoch"].as_u64() > old["leaderEpoch"].as_u64();
+        assert_eq!(moved, raised, "{old} {new}");
+    }
+    let unhealthy = cluster.run("cluster status").unwrap_err();
+    assert!(unhealthy.contains("storage node 0 is fenced"), "{unhealthy}");
+
+    cluster.storage[0] = cluster.node(0);
+    let status = cluster.await_healthy();
+    assert_eq!(status["underReplicatedPartitions"], 0, "{status}");
+}
+
+#[test]
+fn a_standby_takes_over_from_a_killed_controller_and_loses_nothing() {
+    let mut cluster = Cluster::start(3, 1);
+    cluster.await_healthy();
+    cluster.run("topic create first").unwrap();
+    let before = cluster.run("cluster status").unwrap();
+    let active = before["controller"]["id"].as_u64().unwrap() as usize;
+    cluster.controllers[active].kill();
+    // The command goes on asking until the next controller answers.
+    cluster.run("topic create second").unwrap();
+    let after = cluster.run("cluster status").unwrap();
+    assert_ne!(after["controller"]["id"], before["controller"]["id"]);
+    assert!(after["controller"]["epoch"].as_u64() > before["controller"]["epoch"].as_u64(), "{after}");
+    let topics = cluster.run("topic list").unwrap();
+    let names: Vec<_> = topics["topics"].as_array().unwrap().iter().map(|topic| topic["name"].clone()).collect();
+    assert_eq!(names, ["first", "second"]);
+    let paired = after["storageNodes"][0]["pairedMetadataServiceId"].as_u64();
+    assert_ne!(paired, None);
+}
+
+#[test]
+fn a_wiped_history_stops_the_writes_and_is_restored_from_the_nodes() {
+    let cluster = Cluster::start(2, 2);
+    cluster.await_that("two nodes are active", || {
+        let status = cluster.run("cluster status")?;
+        if status["storageNodes"].as_array().map_or(0, Vec::len) == 2 { Ok(()) } else { Err(status.to_string()) }
+    });
+    let made = cluster.run("topic create kept --partitions 4").unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let jetstream = async_nats::jetstream::new(cluster.nats.connect().await);
+        jetstream.delete_stream("DMQ_METADATA").await.unwrap();
+    });
+    cluster.await_that("the loss is said", || match cluster.run("cluster status") {
+        Err(status) if status.contains("halted") => Ok(()),
+        Err(status) => Err(status),
+        Ok(status) => Err(status.to_string()),
+    });
+    let refused = cluster.run("topic create lost").unwrap_err();
+    assert!(refused.contains("restore"), "{refused}");
+    cluster.await_that("it is restored", || cluster.run("metadata restore --yes"));
+    let status = cluster.await_healthy();
+    assert!(status["version"].as_u64().unwrap() > made["version"].as_u64().unwrap() + 1_000_000, "{status}");
+    let topic = cluster.run("topic describe kept").unwrap();
+    assert!(
+        topic["partitions"].as_array().unwrap().iter().all(|p| p["leaderEpoch"].as_u64() > Some(65_535)),
+        "{topic}"
+    );
+    cluster.run("topic create after").unwrap();
+}
+
+#[test]
+fn a_retry_gets_the_same_answer_and_others_are_told_what_is_wrong() {
+    let cluster = Cluster::start(1, 1);
+    cluster.await_healthy();
+    let first = cluster.run("topic create once --partitions 2 --request-id r-1").unwrap();
+    let again = cluster.run("topic create once --partitions 2 --request-id r-1").unwrap();
+    assert_eq!((&first["version"], &first["topicId"]), (&again["version"], &again["topicId"]));
+    for (line, words) in [
+        ("topic create once --partitions 3 --request-id r-1", "another request"),
+        ("topic create once", "exists already"),
+        ("topic create bad..name", "'..'"),
+        ("topic create none --partitions 0", "at least 1 partition"),
+        ("topic create many --replication-factor 2", "1 are active"),
+        ("topic create odd --config retention_ms=1", "did you mean retention.ms"),
+        ("topic describe absent", "no topic"),
+    ] {
+        let error = cluster.run(line).expect_err(line);
+        assert!(error.contains(words), "{error}");
+    }
+}
