@@ -91,7 +91,12 @@ impl Cluster {
     }
 
     fn await_healthy(&self) -> Value {
-        self.await_that("the cluster is healthy", || self.run("cluster status"))
+        // A node that has not registered yet is none that the cluster's health depends on.
+        self.await_that("the cluster is healthy, with all its nodes", || {
+            let status = self.run("cluster status")?;
+            let nodes = status["storageNodes"].as_array().map_or(0, Vec::len);
+            if nodes == self.storage.len() { Ok(status) } else { Err(format!("{nodes} nodes: {status}")) }
+        })
     }
 
     fn logs(&self) -> String {
