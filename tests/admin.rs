@@ -43,6 +43,8 @@ async fn answer(client: Client, mut requests: Subscriber, answers: Vec<Option<Ve
         ids.push(body["terms"]["requestId"].as_str().unwrap().to_owned());
         if let Some(answer) = answer {
             client.publish(message.reply.unwrap(), answer.into()).await.unwrap();
+            // A client that is dropped unflushed loses what it published.
+            client.flush().await.unwrap();
         }
     }
     ids
