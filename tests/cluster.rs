@@ -90,8 +90,14 @@ impl Cluster {
         }
     }
 
+    /// Until all the nodes that were started are registered and active, and nothing else is wrong.
     fn await_healthy(&self) -> Value {
-        self.await_that("the cluster is healthy", || self.run("cluster status"))
+        let wanted = self.storage.len();
+        self.await_that("the cluster is healthy", || {
+            let status = self.run("cluster status")?;
+            let nodes = status["storageNodes"].as_array().map_or(0, Vec::len);
+            if nodes == wanted { Ok(status) } else { Err(status.to_string()) }
+        })
     }
 
     fn logs(&self) -> String {
@@ -110,11 +116,7 @@ fn leaders(topic: &Value) -> Vec<Option<u64>> {
 #[test]
 fn a_crashed_leader_is_replaced_and_comes_back_into_every_in_sync_set() {
     let mut cluster = Cluster::start(1, 3);
-    cluster.await_that("three nodes are active", || {
-        let status = cluster.run("cluster status")?;
-        let nodes = status["storageNodes"].as_array().map_or(0, Vec::len);
-        if nodes == 3 { Ok(()) } else { Err(format!("{nodes} nodes")) }
-    });
+    cluster.await_healthy();
     let made = cluster.run("topic create orders.eu --partitions 6 --replication-factor 3").unwrap();
     assert_eq!((made["applied"].as_u64(), made["active"].as_u64()), (Some(3), Some(3)), "{made}");
     let before = cluster.run("topic describe orders.eu").unwrap();
@@ -163,10 +165,7 @@ fn a_standby_takes_over_from_a_killed_controller_and_loses_nothing() {
 #[test]
 fn a_wiped_history_stops_the_writes_and_is_restored_from_the_nodes() {
     let cluster = Cluster::start(2, 2);
-    cluster.await_that("two nodes are active", || {
-        let status = cluster.run("cluster status")?;
-        if status["storageNodes"].as_array().map_or(0, Vec::len) == 2 { Ok(()) } else { Err(status.to_string()) }
-    });
+    cluster.await_healthy();
     let made = cluster.run("topic create kept --partitions 4").unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {

@@ -13,3 +13,16 @@ fn compose_starts_the_nats_server_that_tests_run() {
         "docker-compose.yml starts nats:{image}, and tools/nats-server.txt pins {pinned}"
     );
 }
+
+/// The table of settings is made from the code; where they differ, this prints what to put into the README.
+#[test]
+fn the_readme_lists_every_setting() {
+    let rows = dmq::config::table().into_iter().map(|setting| {
+        let default = if setting.default.is_empty() { String::new() } else { format!("`{}`", setting.default) };
+        format!("| `{}` | `{}` | {default} | {} |\n", setting.key, setting.env, setting.meaning)
+    });
+    let table: String = rows.collect();
+    let table = format!("| key | variable | default | meaning |\n| --- | --- | --- | --- |\n{table}");
+    let readme = include_str!("../README.md");
+    assert!(readme.contains(&table), "README.md has to hold:\n{table}");
+}

@@ -13,6 +13,8 @@ mod push;
 mod restore;
 mod sessions;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

@@ -1,0 +1,460 @@
+//! The controller's core before a stream, a lease and storage nodes that the test plays.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::*;
+use crate::metadata::{NodeState, ParsedEntry};
+use crate::types::{ClusterId, DirectoryId, IncarnationId, NodeEpoch, StorageId, TopicId, Version};
+use crate::wire::admin::{self, NodeRegister, TopicCreate};
+use crate::wire::{
+    AckOutcome, Code, ControllerRole, Health, Heartbeat, HeartbeatAnswer, PushAck, WantedState, WireMessage,
+};
+
+/// What becomes of the next append.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fate {
+    /// Stored, and the answer is lost.
+    Unanswered,
+    /// Neither stored nor answered.
+    Swallowed,
+    /// Something of a stranger is stored before it.
+    Preceded,
+}
+
+struct Rig {
+    core: Controller,
+    now: Now,
+    stream: Vec<Bytes>,
+    missing: bool,
+    revision: u64,
+    fates: VecDeque<Fate>,
+    answers: Vec<(Token, Result<Bytes, WireError>)>,
+    pushes: Vec<StorageId>,
+    serving: bool,
+    tokens: u64,
+}
+
+fn settings() -> Settings {
+    Settings {
+        heartbeat_interval: Duration::from_millis(500),
+        session_timeout: Duration::from_secs(3),
+        lease: Duration::from_secs(2),
+        admin_wait: Duration::from_secs(5),
+        push_retry_min: Duration::from_millis(50),
+        push_retry_max: Duration::from_secs(5),
+        push_max_bytes: 1 << 19,
+        history_probe: Duration::from_secs(1),
+        snapshot_every_entries: 1000,
+        snapshot_every_bytes: 1 << 26,
+        message_limit: 900_000,
+    }
+}
+
+fn connection(client: u64) -> Connection {
+    Connection { server: "N".into(), client }
+}
+
+impl Rig {
+    fn new() -> Self {
+        let me = Identity {
+            controller: ControllerId(0),
+            directory: DirectoryId(Uuid::from_u128(1)),
+            incarnation: IncarnationId(Uuid::from_u128(2)),
+            founding: ClusterId(Uuid::from_u128(3)),
+        };
+        Self {
+            core: Controller::new(me, settings(), History::new(), None),
+            now: Now { monotonic: Monotonic(1_000_000), wall: WallTime(1_795_552_800_000) },
+            stream: Vec::new(),
+            missing: false,
+            revision: 0,
+            fates: VecDeque::new(),
+            answers: Vec::new(),
+            pushes: Vec::new(),
+            serving: false,
+            tokens: 0,
+        }
+    }
+
+    /// A controller that has founded a cluster and is active.
+    fn active() -> Self {
+        let mut rig = Self::new();
+        rig.feed(Input::LeaseFree);
+        rig.feed(Input::Connected(connection(1)));
+        rig.pass(Duration::from_secs(4));
+        assert_eq!(rig.core.role(), ControllerRole::Active);
+        rig
+    }
+
+    fn feed(&mut self, input: Input) {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            let mut effects = Vec::new();
+            self.core.handle(self.now, input, &mut effects);
+            for effect in effects {
+                inputs.extend(self.carry_out(effect));
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> Option<Input> {
+        let sent_at = self.now.monotonic;
+        match effect {
+            Effect::AskHead { .. } => {
+                let last = Version(self.stream.len() as u64);
+                let present = Head::Present { first: Version(1), last, snapshot: true };
+                let head = if self.missing { Head::Missing } else { present };
+                Some(Input::Head { asked_at: sent_at, head: Some(head) })
+            }
+            Effect::Append { expected, payload } => self.append(expected, payload),
+            Effect::Read { version } => {
+                let found = self.stream.get(version.0 as usize - 1).cloned();
+                Some(Input::Read { version, result: Ok(found) })
+            }
+            Effect::TakeLease { .. } | Effect::RenewLease { .. } => {
+                self.revision += 1;
+                Some(Input::LeaseAnswer { sent_at, result: LeaseResult::Ours(self.revision) })
+            }
+            Effect::Persist(change) => Some(Input::Persisted(change.position)),
+            Effect::Answer { token, payload } => {
+                self.answers.push((token, Ok(payload)));
+                None
+            }
+            Effect::Fail { token, error } => {
+                self.answers.push((token, Err(error)));
+                None
+            }
+            Effect::Push { storage, .. } => {
+                self.pushes.push(storage);
+                None
+            }
+            Effect::Serve(serve) => {
+                self.serving = serve;
+                None
+            }
+            Effect::Exit { words } => panic!("{words}"),
+            Effect::Follow { .. }
+            | Effect::LoadSnapshot
+            | Effect::ReleaseLease { .. }
+            | Effect::Drop { .. }
+            | Effect::Announce(_)
+            | Effect::PersistSkip(_)
+            | Effect::Install { .. }
+            | Effect::ServeFetch { .. }
+            | Effect::WriteSnapshot { .. }
+            | Effect::Purge { .. }
+            | Effect::Gather { .. }
+            | Effect::Recreate { .. }
+            | Effect::Bind(_)
+            | Effect::Log { .. }
+            | Effect::Stopped => None,
+        }
+    }
+
+    fn append(&mut self, expected: Version, payload: Bytes) -> Option<Input> {
+        let fate = self.fates.pop_front();
+        if fate == Some(Fate::Preceded) {
+            self.stream.push(Bytes::from_static(b"from a stranger"));
+        }
+        let fits = expected.0 == self.stream.len() as u64;
+        let result = match fate {
+            Some(Fate::Swallowed) => AppendResult::Unknown,
+            _ if !fits => AppendResult::Conflict,
+            Some(Fate::Unanswered) => {
+                self.stream.push(payload);
+                AppendResult::Unknown
+            }
+            Some(Fate::Preceded) | None => {
+                self.stream.push(payload);
+                AppendResult::Stored
+            }
+        };
+        Some(Input::Appended { expected, result })
+    }
+
+    /// Lets time pass in small steps.
+    fn pass(&mut self, span: Duration) {
+        let end = self.now.monotonic + span;
+        while self.now.monotonic < end {
+            self.now.monotonic = self.now.monotonic + Duration::from_millis(20);
+            self.feed(Input::Tick);
+        }
+    }
+
+    fn admin(&mut self, noun: &str, verb: &str, payload: String) -> Token {
+        self.tokens += 1;
+        let token = Token(self.tokens);
+        let fresh_id = TopicId(Uuid::from_u128(u128::from(self.tokens) + 1000));
+        self.feed(Input::Admin { noun: noun.into(), verb: verb.into(), payload: payload.into(), token, fresh_id });
+        token
+    }
+
+    fn create(&mut self, name: &str) -> Token {
+        let request = TopicCreate {
+            name: name.into(),
+            partitions: Some(2),
+            replication_factor: None,
+            config: Default::default(),
+            terms: Default::default(),
+        };
+        self.admin("topic", "create", admin::encode(&request))
+    }
+
+    fn answer(&self, token: Token) -> Option<&Result<Bytes, WireError>> {
+        self.answers.iter().find(|(answered, _)| *answered == token).map(|(_, answer)| answer)
+    }
+
+    fn node(&self, id: u32) -> &crate::metadata::StorageNode {
+        &self.core.history().image().unwrap().storage[&StorageId(id)]
+    }
+
+    fn register(&mut self, id: u32) {
+        let request = NodeRegister {
+            cluster: None,
+            directory: DirectoryId(Uuid::from_u128(100 + u128::from(id))),
+            incarnation: IncarnationId(Uuid::from_u128(200 + u128::from(id))),
+            storage: Some(StorageId(id)),
+            rack: None,
+            position: Position::default(),
+            connection: connection(10 + u64::from(id)),
+        };
+        self.admin("node", "register", admin::encode(&request));
+    }
+
+    fn heartbeat(&mut self, id: u32, client: u64, sequence: u64) -> Option<HeartbeatAnswer> {
+        self.tokens += 1;
+        let token = Token(self.tokens);
+        let heartbeat = Heartbeat {
+            cluster: Some(ClusterId(Uuid::from_u128(3))),
+            storage: StorageId(id),
+            directory: DirectoryId(Uuid::from_u128(100 + u128::from(id))),
+            incarnation: IncarnationId(Uuid::from_u128(200 + u128::from(id))),
+            node_epoch: self.node(id).epoch,
+            connection: connection(client),
+            sequence,
+            position: self.core.history().position(),
+            controller_epoch: self.core.history().controller_epoch(),
+            leader_count: 0,
+            follower_count: 0,
+            wanted: WantedState::Running,
+            health: Health::default(),
+        };
+        let (storage, received_at) = (StorageId(id), self.now.monotonic);
+        self.feed(Input::Heartbeat { storage, received_at, payload: heartbeat.encode(), token });
+        let answer = self.answer(token)?.clone().ok()?;
+        HeartbeatAnswer::decode(&answer).ok()
+    }
+
+    fn acknowledge(&mut self, id: u32) {
+        let ack = PushAck {
+            cluster: Some(ClusterId(Uuid::from_u128(3))),
+            storage: StorageId(id),
+            directory: DirectoryId(Uuid::from_u128(100 + u128::from(id))),
+            incarnation: IncarnationId(Uuid::from_u128(200 + u128::from(id))),
+            node_epoch: NodeEpoch(0),
+            outcome: AckOutcome::Applied,
+            position: self.core.history().position(),
+            controller_epoch: self.core.history().controller_epoch(),
+            pushed: self.core.history().position(),
+            error: None,
+        };
+        self.feed(Input::Ack { storage: StorageId(id), payload: ack.encode() });
+    }
+
+    /// An active controller with nodes 0 and 1, both active.
+    fn with_nodes() -> Self {
+        let mut rig = Self::active();
+        for id in 0..2 {
+            rig.register(id);
+        }
+        for id in 0..2 {
+            rig.heartbeat(id, 10 + u64::from(id), 1);
+        }
+        for id in 0..2 {
+            rig.heartbeat(id, 10 + u64::from(id), 2);
+            assert_eq!(rig.node(id).state, NodeState::Active);
+        }
+        rig
+    }
+}
+
+#[test]
+fn a_cluster_is_founded_only_after_a_session_in_which_nobody_names_one() {
+    let mut rig = Rig::new();
+    rig.feed(Input::LeaseFree);
+    rig.feed(Input::Connected(connection(1)));
+    rig.pass(Duration::from_millis(2900));
+    assert_eq!((rig.core.role(), rig.stream.len()), (ControllerRole::Starting, 0));
+    rig.pass(Duration::from_millis(300));
+    assert_eq!(rig.core.role(), ControllerRole::Active);
+    assert!(rig.serving);
+    assert_eq!(rig.core.acting_epoch(), Some(ControllerEpoch(1)));
+}
+
+#[test]
+fn an_admin_answer_waits_until_every_active_node_has_the_change() {
+    let mut rig = Rig::with_nodes();
+    let token = rig.create("orders");
+    rig.acknowledge(0);
+    assert!(rig.answer(token).is_none());
+    rig.acknowledge(1);
+    let answer: admin::Changed = serde_json::from_slice(rig.answer(token).unwrap().as_ref().unwrap()).unwrap();
+    assert_eq!((answer.applied, answer.active, answer.version.0), (2, 2, rig.stream.len() as u64));
+}
+
+#[test]
+fn an_append_that_was_stored_but_not_answered_takes_effect_once() {
+    let mut rig = Rig::with_nodes();
+    let before = rig.stream.len();
+    rig.fates.push_back(Fate::Unanswered);
+    rig.create("orders");
+    assert_eq!(rig.stream.len(), before + 1);
+    assert!(rig.core.history().image().unwrap().topic("orders").is_some());
+}
+
+#[test]
+fn an_append_that_was_not_stored_leaves_a_no_op_in_its_place_and_is_written_behind_it() {
+    let mut rig = Rig::with_nodes();
+    let before = rig.stream.len();
+    rig.fates.push_back(Fate::Swallowed);
+    rig.create("orders");
+    assert_eq!(rig.stream.len(), before + 2);
+    let filler = ParsedEntry::parse(&rig.stream[before]).unwrap();
+    assert_eq!(filler.records().unwrap(), vec![crate::metadata::Record::NoOp {}]);
+    assert!(rig.core.history().image().unwrap().topic("orders").is_some());
+}
+
+#[test]
+fn what_a_stranger_writes_to_the_history_is_void_and_holds_nothing_up() {
+    let mut rig = Rig::with_nodes();
+    let before = rig.stream.len();
+    rig.fates.extend([Fate::Preceded, Fate::Preceded]);
+    rig.create("orders");
+    assert_eq!(rig.stream.len(), before + 3);
+    assert_eq!(rig.core.role(), ControllerRole::Active);
+    assert!(rig.core.history().image().unwrap().topic("orders").is_some());
+}
+
+#[test]
+fn the_end_of_a_nodes_connection_fences_it_at_once_and_moves_what_it_led() {
+    let mut rig = Rig::with_nodes();
+    rig.create("orders");
+    assert!(rig.node(0).leaders > 0);
+    rig.feed(Input::ConnectionEnded(connection(10)));
+    assert_eq!((rig.node(0).state, rig.node(0).leaders), (NodeState::Fenced, 0));
+    assert_eq!(rig.node(1).leaders, 2);
+}
+
+#[test]
+fn an_advisory_about_a_connection_that_is_not_the_last_reported_changes_nothing() {
+    let mut rig = Rig::with_nodes();
+    rig.heartbeat(0, 77, 3);
+    rig.feed(Input::ConnectionEnded(connection(10)));
+    assert_eq!(rig.node(0).state, NodeState::Active);
+}
+
+#[test]
+fn a_late_heartbeat_over_an_ended_connection_revives_nobody() {
+    let mut rig = Rig::with_nodes();
+    rig.feed(Input::ConnectionEnded(connection(10)));
+    assert!(rig.heartbeat(0, 10, 3).is_none());
+    assert_eq!(rig.node(0).state, NodeState::Fenced);
+    rig.heartbeat(0, 78, 4);
+    rig.heartbeat(0, 78, 5);
+    assert_eq!(rig.node(0).state, NodeState::Active);
+}
+
+#[test]
+fn a_silent_node_is_fenced_after_its_session_and_one_that_heartbeats_is_not() {
+    let mut rig = Rig::with_nodes();
+    for sequence in 3..12 {
+        rig.heartbeat(1, 11, sequence);
+        rig.pass(Duration::from_millis(500));
+    }
+    assert_eq!(rig.node(0).state, NodeState::Fenced);
+    assert_eq!(rig.node(1).state, NodeState::Active);
+}
+
+#[test]
+fn no_lease_is_given_to_a_node_that_lacks_the_change_that_took_its_leadership() {
+    let mut rig = Rig::with_nodes();
+    assert!(rig.heartbeat(0, 10, 3).unwrap().lease_ms > 0);
+    rig.create("orders");
+    rig.feed(Input::ConnectionEnded(connection(10)));
+    // It is back over another connection, and has not been unfenced yet when it first asks.
+    let answer = rig.heartbeat(0, 79, 4).unwrap();
+    assert_eq!((answer.lease_ms, answer.state), (0, NodeState::Fenced));
+}
+
+#[test]
+fn a_lost_history_stops_the_writes_without_waiting_for_one() {
+    let mut rig = Rig::with_nodes();
+    rig.missing = true;
+    rig.pass(Duration::from_secs(2));
+    assert_eq!(rig.core.role(), ControllerRole::Halted);
+    assert!(rig.serving, "whoever holds the lease answers for the state of things");
+    let token = rig.create("orders");
+    assert_eq!(rig.answer(token).unwrap().as_ref().unwrap_err().code, Code::HistoryLost);
+}
+
+#[test]
+fn a_controller_whose_connection_ends_acts_no_more() {
+    let mut rig = Rig::with_nodes();
+    rig.feed(Input::Disconnected);
+    assert_eq!(rig.core.acting_epoch(), None);
+    assert!(!rig.serving);
+}
+
+#[test]
+fn a_deposed_controller_gives_up_when_it_reads_its_successors_election() {
+    let mut rig = Rig::with_nodes();
+    let (image, previous) = (rig.core.history().image().unwrap().clone(), rig.core.history().position());
+    let elected = crate::metadata::Record::ControllerElected {
+        controller: ControllerId(1),
+        directory: DirectoryId(Uuid::from_u128(50)),
+        incarnation: IncarnationId(Uuid::from_u128(51)),
+    };
+    let entry = crate::metadata::Entry {
+        cluster: image.cluster,
+        controller_epoch: ControllerEpoch(previous.version.next().0),
+        previous,
+        committed_at: WallTime(0),
+        cause: "a test".into(),
+        request: None,
+        records: vec![elected],
+    };
+    rig.stream.extend(crate::metadata::encode_change(&entry, 10_000).unwrap());
+    let token = rig.create("orders");
+    assert_eq!(rig.core.role(), ControllerRole::Standby);
+    assert_eq!(rig.answer(token).unwrap().as_ref().unwrap_err().code, Code::Unknown);
+    assert!(rig.core.history().image().unwrap().topic("orders").is_none());
+}
+
+#[test]
+fn bytes_from_outside_change_nothing_and_are_answered() {
+    let mut rig = Rig::with_nodes();
+    let before = rig.core.history().position();
+    let deep = Bytes::from("[".repeat(100_000));
+    for (n, payload) in
+        [Bytes::from_static(b"\xff\xfe"), Bytes::from_static(b"{}"), Bytes::new(), deep].into_iter().enumerate()
+    {
+        let token = Token(9000 + n as u64);
+        let received_at = rig.now.monotonic;
+        rig.feed(Input::Heartbeat { storage: StorageId(0), received_at, payload: payload.clone(), token });
+        assert!(rig.answer(token).unwrap().is_err());
+        rig.feed(Input::Ack { storage: StorageId(0), payload: payload.clone() });
+        rig.feed(Input::ControllerHeartbeat { payload: payload.clone() });
+        let token = Token(9100 + n as u64);
+        rig.feed(Input::Fetch { payload, token });
+        assert!(rig.answer(token).unwrap().is_err());
+    }
+    let token = rig.admin("topic", "create", r#"{"name":"x","partitons":1}"#.into());
+    let error = rig.answer(token).unwrap().as_ref().unwrap_err();
+    assert_eq!(error.code, Code::InvalidRequest);
+    assert!(error.message.contains("partitons"), "{error}");
+    assert_eq!(rig.core.history().position(), before);
+}
