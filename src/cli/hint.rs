@@ -1,9 +1,15 @@
 //! What to do next, for errors whose own words don't say.
 
 use crate::client::AdminError;
+use crate::config::ConnectError;
 use crate::wire::Code;
 
 pub fn of(error: &anyhow::Error) -> Option<String> {
+    if let Some(ConnectError::Unreachable { .. }) = error.chain().find_map(|cause| cause.downcast_ref()) {
+        let text = "start one with `nats-server -js`, or a whole cluster with `dmq dev`; name another one with --nats-url or \
+                    --context";
+        return Some(text.into());
+    }
     let admin = error.chain().find_map(|cause| cause.downcast_ref::<AdminError>())?;
     let text = match admin {
         AdminError::Refused(refusal) => match refusal.code {
