@@ -44,7 +44,7 @@ pub enum ConnectError {
          nats.user and nats.password, nats.nkey or nats.token"
     )]
     Refused { servers: String, credentials: String },
-    #[error("no NATS at {servers} within {} s (the last error: {last}): start one, or set nats.url", waited.as_secs_f32())]
+    #[error("no NATS at {servers} within {} s (the last error: {last}): start a nats-server, or name one with --nats-url (nats.url)", waited.as_secs_f32())]
     Unreachable { servers: String, waited: Duration, last: String },
     #[error(
         "the nats-server at {servers} is version {version}, but {}.{}.{} or later is needed: upgrade it",
