@@ -49,6 +49,7 @@ struct Cluster {
     directories: tempfile::TempDir,
     fast: bool,
     snapshot_every: u64,
+    services: watch::Sender<Arc<Services>>,
 }
 
 impl Cluster {
@@ -57,7 +58,8 @@ impl Cluster {
         let client = nats.connect().await;
         let admin = Admin::new(client.clone(), "dmq.admin");
         let directories = tempfile::tempdir().expect("a folder");
-        Self { nats, admin, client, directories, fast, snapshot_every: 1_000_000 }
+        let services = watch::Sender::new(Arc::new(Services::default()));
+        Self { nats, admin, client, directories, fast, snapshot_every: 1_000_000, services }
     }
 
     fn path(&self, name: &str) -> std::path::PathBuf {
@@ -100,8 +102,7 @@ impl Cluster {
             nats: self.nats_settings(),
             connect_timeout: Duration::from_secs(5),
             replicas: 1,
-            // The sender may go: these subjects never change.
-            services: watch::channel(Arc::new(Services::default())).1,
+            services: self.services.subscribe(),
         };
         Running { shutdown, task: tokio::spawn(run_until(options, told)) }
     }
@@ -372,6 +373,32 @@ async fn a_history_that_only_a_storage_node_has_is_restored_from_it() {
     cluster.active_nodes(1).await;
     fresh.stop().await;
     node.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_services_json_moves_the_subjects_without_a_restart() {
+    let cluster = Cluster::new(false).await;
+    let controller = cluster.controller(0);
+    cluster.active(0).await;
+    let text = r#"{
+        "subjects": { "admin": "ops.admin" },
+        "metadataServices": [ { "id": 0, "subjects": { "fetch": "ops.fetch" }, "pairedStorageServiceIds": [0] } ],
+        "storageServices": [ { "id": 0, "subjects": { "heartbeat": "ops.beat" } } ]
+    }"#;
+    cluster.services.send_replace(Arc::new(Services::parse(text).unwrap()));
+    let moved = Cluster { admin: Admin::new(cluster.client.clone(), "ops.admin"), ..cluster };
+    moved.active(0).await;
+    let ask = async |subject: &'static str| moved.client.request(subject, "{}".into()).await;
+    // What it says of a request that cannot be read shows that it listens there. The three move one after another.
+    let settled = async {
+        for (subject, is_served) in [("ops.fetch", true), ("ops.beat", true), ("dmq.metadata.fetch.0", false)] {
+            while ask(subject).await.is_ok_and(|answer| answer.payload.starts_with(br#"{"error""#)) != is_served {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    };
+    timeout(DEADLINE, settled).await.expect("it listens where the new file says, and nowhere else");
+    controller.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

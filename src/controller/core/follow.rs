@@ -209,7 +209,9 @@ impl Controller {
     /// Weighs the claim of a version beyond the head against a head that was asked for after it.
     fn judge_claims(&mut self, last: Version) {
         let Some((version, who, confirmed)) = self.probe.beyond.clone() else { return };
-        if last >= version {
+        // Whose claim it is can be told only once the stream is read: until then it says nothing of this stream.
+        let is_unread = self.image().is_none() && self.history.seen() < last;
+        if last >= version || is_unread {
             self.probe.beyond = None;
         } else if confirmed >= 1 {
             self.halt(format!("{who} has version {version}, and its stream ends at {last}"));

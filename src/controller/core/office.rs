@@ -210,6 +210,11 @@ impl Controller {
                 format!("controller {id} belongs to cluster {cluster}, this one to {mine}: they must not share a subject prefix")
             });
         }
+        // Who has no cluster founds none where another controller has one, be its stream there or not.
+        if let (None, Some(cluster)) = (self.image(), message.cluster) {
+            let id = message.controller;
+            self.weigh_claim(message.position, || format!("controller {id} (of cluster {cluster})"));
+        }
         let ended = self.ended.contains(&message.connection);
         let heard = self.mono();
         let before = self.peers.insert(message.controller, Peer { heard, ended, message });

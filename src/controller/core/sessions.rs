@@ -83,16 +83,15 @@ impl Controller {
         self.answer_heartbeat(&heartbeat, token);
     }
 
-    /// Before there is a cluster here, a node that has one says so.
+    /// Before there is a cluster here, a node that has one says so. Whether its history is lost, or only not read yet, the
+    /// stream's head will show.
     fn heard_before_founding(&mut self, heartbeat: &Heartbeat, received_at: Monotonic) {
         if let Some(cluster) = heartbeat.cluster
             && heartbeat.position.version > Version::ZERO
         {
             self.hear(heartbeat, received_at);
-            self.halt(format!(
-                "storage node {} belongs to cluster {cluster} and has version {}, and there is no history",
-                heartbeat.storage, heartbeat.position.version
-            ));
+            let id = heartbeat.storage;
+            self.weigh_claim(heartbeat.position, || format!("storage node {id} (of cluster {cluster})"));
         }
     }
 

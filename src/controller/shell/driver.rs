@@ -397,7 +397,8 @@ impl Driver {
                 // What follows stands on what is gone. The core finds out when it asks for the head, and says where to go on.
                 self.followed = None;
             }
-            FollowEvent::Lost { head } => tracing::warn!(?head, "the history's stream is not what it was"),
+            // The core asks for the head by itself, and is loud where the history is lost.
+            FollowEvent::Lost { head } => tracing::debug!(?head, "the history's stream is not what it was"),
         }
     }
 

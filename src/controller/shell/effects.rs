@@ -94,10 +94,10 @@ impl Driver {
                 });
             }
             Effect::Log { level, words } => match level {
-                Level::Debug => tracing::debug!("{words}"),
-                Level::Info => tracing::info!("{words}"),
-                Level::Warn => tracing::warn!("{words}"),
-                Level::Error => tracing::error!("{words}"),
+                Level::Debug => tracing::debug!(target: "dmq::controller", "{words}"),
+                Level::Info => tracing::info!(target: "dmq::controller", "{words}"),
+                Level::Warn => tracing::warn!(target: "dmq::controller", "{words}"),
+                Level::Error => tracing::error!(target: "dmq::controller", "{words}"),
             },
             Effect::Exit { words } => {
                 self.ended.get_or_insert(Err(ControllerError::Ended(words)));

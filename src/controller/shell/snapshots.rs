@@ -21,6 +21,7 @@ const TRIES: usize = 4;
 
 /// Writes the image, reads it back, and compares: byte by byte as its digest, and as the image that it folds to.
 pub(super) async fn write(store: &Snapshots, image: Box<Image>, position: Position) -> Result<SnapshotRef, String> {
+    let began = std::time::Instant::now();
     store.ensure().await.map_err(|error| format!("the object store: {error}"))?;
     let mut snapshot = SnapshotRef { version: position.version, digest: position.digest, bytes: 0 };
     let name = snapshot.name();
@@ -46,6 +47,7 @@ pub(super) async fn write(store: &Snapshots, image: Box<Image>, position: Positi
     // An image of a million partitions takes a while to free.
     tokio::task::spawn_blocking(move || drop((read_back, image)));
     snapshot.bytes = sum.bytes;
+    tracing::info!(name, bytes = sum.bytes, took = ?began.elapsed(), "wrote a snapshot, and read it back");
     Ok(snapshot)
 }
 
