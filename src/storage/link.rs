@@ -41,13 +41,13 @@ impl Subjects for Services {
 
 /// Whether the connection is up. The generation rises with each that comes up.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(crate) struct Link {
-    pub(crate) generation: u64,
-    pub(crate) up: bool,
+pub(super) struct Link {
+    pub(super) generation: u64,
+    pub(super) up: bool,
 }
 
 /// Connects, within a time, and tells from then on whether the connection is up.
-pub(crate) async fn connect(
+pub(super) async fn connect(
     settings: &NatsSettings,
     name: &str,
     timeout: Duration,

@@ -5,9 +5,9 @@
 pub mod core;
 mod error;
 mod health;
-pub(crate) mod link;
-pub(crate) mod recover;
-pub(crate) mod serve;
+mod link;
+mod recover;
+mod serve;
 mod shell;
 mod writer;
 

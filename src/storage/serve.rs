@@ -7,16 +7,13 @@ use crate::disk::{MetadataReader, StoreError};
 use crate::types::{ClusterId, ControllerId, Position, StorageId};
 use crate::wire::{ChunkHeader, Code, FetchAnswer, FetchRequest, PushEntry, WireError, WireMessage};
 
-/// The header that says what a piece of a snapshot is a piece of.
-pub(crate) const CHUNK_HEADER: &str = "Dmq-Chunk";
-
-pub(crate) struct Served {
-    pub(crate) header: Option<String>,
-    pub(crate) body: Bytes,
+pub(super) struct Served {
+    pub(super) header: Option<String>,
+    pub(super) body: Bytes,
 }
 
 /// Blocks on the disk.
-pub(crate) fn serve(
+pub(super) fn serve(
     reader: &MetadataReader,
     cluster: ClusterId,
     storage: StorageId,

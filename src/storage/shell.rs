@@ -17,13 +17,13 @@ use tokio::sync::{mpsc, watch};
 use super::core::{Call, CallError, Effect, FetchReply, Identity, Input, Level, Settings, StorageCore, Token};
 use super::health::Sampler;
 use super::link::{Link, Subjects, connect};
-use super::serve::{CHUNK_HEADER, Served, serve};
+use super::serve::{Served, serve};
 use super::writer::{Job, start};
 use super::{StorageError, recover};
 use crate::bus::{BusError, raw};
 use crate::disk::{DataDirectory, MetadataReader, MetadataStore, Role};
 use crate::types::{IncarnationId, Monotonic, StorageId};
-use crate::wire::{FetchRequest, Health, PushAck, WireMessage, admin};
+use crate::wire::{CHUNK_HEADER, FetchRequest, Health, PushAck, WireMessage, admin};
 
 /// Replies that are remembered for messages that were not answered yet.
 const REPLIES: usize = 4096;

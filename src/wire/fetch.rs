@@ -58,7 +58,10 @@ impl WireMessage for FetchAnswer {
     const TYPE: &'static str = "dmq.metadata.fetch.answer.v1";
 }
 
-/// What a piece of a snapshot is a piece of. JSON in the header `Dmq-Chunk`.
+/// The NATS header that says what a piece of a snapshot is a piece of.
+pub const CHUNK_HEADER: &str = "Dmq-Chunk";
+
+/// What a piece of a snapshot is a piece of. JSON in the header [`CHUNK_HEADER`].
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChunkHeader {

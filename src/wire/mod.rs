@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use error::{Code, ErrorBody, WireError};
-pub use fetch::{ChunkHeader, ChunkRequest, FetchAnswer, FetchRequest};
+pub use fetch::{CHUNK_HEADER, ChunkHeader, ChunkRequest, FetchAnswer, FetchRequest};
 pub use heartbeat::{
     ControllerHeartbeat, ControllerRole, Health, Heartbeat, HeartbeatAnswer, PairingField, WantedState,
 };

@@ -242,11 +242,8 @@ impl Controller {
             None => None,
             Some((None, revision)) => Some(*revision),
             Some((Some(seen), revision)) => {
-                // A former life of this very process, or somebody whose connection ended, holds it no more.
-                let gone = self.ended.contains(&seen.connection)
-                    || (seen.controller == self.me.controller
-                        && seen.incarnation != self.me.incarnation
-                        && self.alone(seen));
+                // A former life of this very process may still run: its lease has to end by itself, as anybody's.
+                let gone = self.ended.contains(&seen.connection);
                 if !gone {
                     return;
                 }
@@ -256,11 +253,6 @@ impl Controller {
         self.lease.asked = Some(self.mono());
         self.lease.try_at = None;
         self.out.push(Effect::TakeLease { revision, holder });
-    }
-
-    /// Never sure of it: a former incarnation may still run, so its lease has to end by itself.
-    fn alone(&self, _former: &Holder) -> bool {
-        false
     }
 
     pub(super) fn keep_lease(&mut self) {

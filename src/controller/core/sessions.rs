@@ -147,6 +147,20 @@ impl Controller {
         };
         let id = heartbeat.storage;
         let answer = HeartbeatAnswer {
+            state: image.storage.get(&id).map_or(NodeState::Fenced, |node| node.state),
+            error: Some(error.clone()),
+            ..self.bare_answer(image, heartbeat)
+        };
+        self.out.push(Effect::Answer { token, payload: answer.encode() });
+        if error.code != Code::UnknownNode {
+            let who = format!("heartbeat {id} {}", heartbeat.incarnation);
+            self.complain(&who, || format!("a heartbeat of storage node {id} does not count: {error}"));
+        }
+    }
+
+    /// An answer that tells only who answers, and grants nothing.
+    fn bare_answer(&self, image: &crate::metadata::Image, heartbeat: &Heartbeat) -> HeartbeatAnswer {
+        HeartbeatAnswer {
             cluster: image.cluster,
             controller: self.me.controller,
             controller_epoch: self.history.controller_epoch(),
@@ -154,17 +168,12 @@ impl Controller {
             incarnation: heartbeat.incarnation,
             sequence: heartbeat.sequence,
             node_epoch: NodeEpoch(0),
-            state: image.storage.get(&id).map_or(NodeState::Fenced, |node| node.state),
+            state: NodeState::Fenced,
             pairing: PairingField { controller: None, epoch: Default::default() },
             lease_ms: 0,
             shutdown_granted: false,
             drain_impossible: false,
-            error: Some(error.clone()),
-        };
-        self.out.push(Effect::Answer { token, payload: answer.encode() });
-        if error.code != Code::UnknownNode {
-            let who = format!("heartbeat {id} {}", heartbeat.incarnation);
-            self.complain(&who, || format!("a heartbeat of storage node {id} does not count: {error}"));
+            error: None,
         }
     }
 
@@ -239,19 +248,13 @@ impl Controller {
         let draining = session.wanted == WantedState::Draining;
         let impossible = draining && node.leaders > 0 && !rules::node::can_drain(image, id);
         let answer = HeartbeatAnswer {
-            cluster: image.cluster,
-            controller: self.me.controller,
-            controller_epoch: self.history.controller_epoch(),
-            position: self.history.position(),
-            incarnation: heartbeat.incarnation,
-            sequence: heartbeat.sequence,
             node_epoch: node.epoch,
             state: node.state,
             pairing: PairingField { controller: node.pairing, epoch: node.pairing_epoch },
             lease_ms: u64::try_from(lease.as_millis()).unwrap_or(0),
             shutdown_granted: draining && granted,
             drain_impossible: impossible,
-            error: None,
+            ..self.bare_answer(image, heartbeat)
         };
         self.out.push(Effect::Answer { token, payload: answer.encode() });
     }

@@ -15,8 +15,8 @@ use super::{ControllerError, QUESTION, fetch, report, snapshots};
 use crate::bus::log::{self, AppendError, History as Log};
 use crate::bus::{BusError, raw};
 use crate::controller::core::{AppendResult, Effect, Head, Input, LeaseResult, Level, MetadataHolder, Now, Token};
-use crate::storage::serve::CHUNK_HEADER;
 use crate::types::{Monotonic, Position, StorageId, Version};
+use crate::wire::CHUNK_HEADER;
 use crate::wire::{Code, FetchRequest, WireError, WireMessage};
 
 /// How many entries of the stream wait for the core.

@@ -11,8 +11,8 @@ use super::pipe::{Piece, pipe};
 use super::snapshots::parse;
 use crate::bus::raw;
 use crate::metadata::{History, Image};
-use crate::storage::serve::CHUNK_HEADER;
 use crate::types::{Position, Version};
+use crate::wire::CHUNK_HEADER;
 use crate::wire::{ChunkHeader, ChunkRequest, Code, ErrorBody, FetchAnswer, FetchRequest, WireError, WireMessage};
 
 const PATIENCE: Duration = Duration::from_secs(2);
