@@ -30,6 +30,7 @@ pub trait WireMessage: Serialize + for<'de> Deserialize<'de> {
     }
 
     fn decode(payload: &[u8]) -> Result<Self, WireError> {
+        check_object(payload)?;
         let tag: Tag<'_> = serde_json::from_slice(payload).map_err(|error| WireError::malformed(&error))?;
         match tag.r#type {
             Some(found) if found == Self::TYPE => {}
@@ -37,6 +38,15 @@ pub trait WireMessage: Serialize + for<'de> Deserialize<'de> {
             None => return Err(WireError::unknown_type("", Self::TYPE)),
         }
         serde_json::from_slice(payload).map_err(|error| WireError::malformed(&error))
+    }
+}
+
+/// serde would take an array as well, field by field in the order of our declarations, which are nobody's format.
+fn check_object(payload: &[u8]) -> Result<(), WireError> {
+    match payload.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'{') => Ok(()),
+        Some(_) => Err(WireError::new(Code::InvalidRequest, "the message is not a JSON object")),
+        None => Err(WireError::new(Code::InvalidRequest, "the message is empty; it is to be a JSON object")),
     }
 }
 
@@ -51,4 +61,21 @@ struct Tagged<'a, T> {
 struct Tag<'a> {
     #[serde(default, borrow)]
     r#type: Option<std::borrow::Cow<'a, str>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_object_is_no_message_be_its_elements_right() {
+        let ask = |payload: &str| admin::decode::<admin::TopicNamed>(payload.as_bytes()).map_err(|error| error.code);
+        assert!(ask(r#" {"name": "orders"}"#).is_ok());
+        for payload in [r#"["orders", {}]"#, "null", "7", "\"orders\""] {
+            assert_eq!(ask(payload), Err(Code::InvalidRequest), "{payload}");
+        }
+        let heartbeat = ControllerHeartbeat::decode(br#"["dmq.metadata.heartbeat.v1"]"#);
+        assert_eq!(heartbeat.map_err(|error| error.message), Err("the message is not a JSON object".into()));
+        assert_eq!(FetchRequest::decode(b" ").map_err(|error| error.code), Err(Code::InvalidRequest));
+    }
 }

@@ -148,6 +148,7 @@ impl Controller {
                 self.on_heartbeat(storage, received_at, &payload, token);
             }
             Input::ControllerHeartbeat { payload } => self.on_controller_heartbeat(&payload),
+            Input::Stray { subject, token } => self.on_stray(&subject, token),
             Input::Ack { storage, payload } => self.on_ack(storage, &payload),
             Input::PushUnheard { storage } => self.on_push_unheard(storage),
             Input::Admin { noun, verb, payload, token, fresh_id } => {

@@ -50,6 +50,8 @@ pub struct StorageCore {
     drain: Option<drain::Drain>,
     said_may_lead: bool,
     complaints: Complaints,
+    /// Messages from outside that were refused.
+    refused: u64,
     ended: bool,
 }
 
@@ -74,6 +76,7 @@ impl StorageCore {
             drain: None,
             said_may_lead: false,
             complaints: Complaints::default(),
+            refused: 0,
             ended: false,
             identity,
             settings,
