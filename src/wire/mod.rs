@@ -3,6 +3,8 @@
 //! Every message has its `type` with a version. New fields are optional with a default; in admin requests an unknown field is
 //! refused, elsewhere it is passed over, so that an old process understands a newer one.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 pub mod admin;
 mod error;
 mod fetch;

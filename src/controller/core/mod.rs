@@ -4,6 +4,8 @@
 //! over the storage nodes, `push` brings them the metadata, `admin` and `status` answer people, `restore` brings a lost
 //! history back. All of them share the one struct here; none of them may do I/O, read a clock or draw a random number.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 mod admin;
 mod api;
 mod append;

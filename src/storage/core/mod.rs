@@ -5,6 +5,8 @@
 //!
 //! Nothing that was not applied is believed: versions, epochs and pairings in a message change nothing by themselves.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 mod api;
 mod backoff;
 mod drain;
