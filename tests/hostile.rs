@@ -5,7 +5,7 @@ mod support;
 
 use serde_json::{Value, json};
 use support::cluster::Cluster;
-use support::stranger::{Stranger, with, without};
+use support::stranger::{Stranger, with};
 use uuid::Uuid;
 
 /// Beyond every version that there is, and one that JSON readers still hold exactly.
@@ -250,7 +250,7 @@ fn forged_versions_and_epochs_change_nothing() {
     let controller = stranger.listen("dmq.metadata.heartbeat.*").next();
     let has = heartbeat["position"].clone();
     let (before, other) = (stranger.status(), Uuid::new_v4().to_string());
-    let far = json!({ "version": HUGE, "digest": "ab".repeat(16) });
+    let [far, farther] = [HUGE, HUGE + 1].map(|version| json!({ "version": version, "digest": "ab".repeat(16) }));
 
     let strange =
         json!({ "incarnation": other, "position": far, "controllerEpoch": HUGE, "nodeEpoch": HUGE, "sequence": HUGE });
@@ -268,7 +268,9 @@ fn forged_versions_and_epochs_change_nothing() {
     stranger.tell("dmq.metadata.heartbeat.9", with(&controller, ahead));
 
     for (fields, outcome) in [
-        (json!({ "controllerEpoch": HUGE, "pairingEpoch": HUGE, "position": far }), "gap"),
+        // It begins before what the node has, so there is nothing in it that could be missing.
+        (json!({ "controllerEpoch": HUGE, "pairingEpoch": HUGE, "position": far }), "duplicate"),
+        (json!({ "controllerEpoch": HUGE, "pairingEpoch": HUGE, "base": far, "position": farther }), "gap"),
         (json!({ "controllerEpoch": HUGE, "pairingEpoch": HUGE, "base": has, "position": far, "entries": [] }), "gap"),
         (json!({ "controllerEpoch": HUGE, "controller": 9, "base": has, "position": far }), "notPaired"),
         (json!({ "controllerEpoch": 0, "base": has, "position": far }), "staleEpoch"),
@@ -322,7 +324,7 @@ fn what_a_stranger_writes_into_the_history_is_void() {
     let mut head = write(b"hello".to_vec());
     head = write(with(&real, json!({ "previous": head, "cluster": Uuid::new_v4().to_string(), "records": delete })));
     head = write(with(&real, json!({ "previous": head, "controllerEpoch": 0, "records": delete })));
-    head = write(with(&real, json!({ "previous": head, "controllerEpoch": HUGE, "records": delete })));
+    write(with(&real, json!({ "previous": head, "controllerEpoch": HUGE, "records": delete })));
     // The very entry that stands there, once more, and one on top of what is no more.
     head = write(serde_json::to_vec(&real).unwrap());
     let forked = json!({ "version": head["version"], "digest": "00".repeat(16) });
@@ -341,8 +343,9 @@ fn what_a_stranger_writes_into_the_history_is_void() {
     assert_eq!(stranger.status()["controller"], status["controller"], "it gave up its office");
     let topics = cluster.run("topic list").unwrap();
     assert_eq!(topics["topics"].as_array().unwrap().len(), 1, "{topics}");
-    let log = cluster.run("metadata log").unwrap();
-    assert!(log.to_string().contains("void"), "{log}");
+    let log = cluster.command().args(["metadata", "log"]).output().unwrap();
+    let log = String::from_utf8_lossy(&log.stdout).into_owned();
+    assert!(log.contains("void"), "{log}");
     assert_unharmed(&mut cluster);
 }
 
@@ -360,23 +363,5 @@ fn a_stranger_at_the_lease_disturbs_only_for_a_moment() {
     );
     let after = cluster.await_healthy();
     assert!(after["version"].as_u64() >= Some(before), "{after}");
-    assert_unharmed(&mut cluster);
-}
-
-#[test]
-fn a_message_without_what_makes_it_recognisable_is_refused() {
-    let mut cluster = Cluster::start(1, 1);
-    cluster.await_healthy();
-    let stranger = Stranger::new(&cluster.nats);
-    let (mut pushes, mut beats) = (stranger.listen("dmq.metadata.push.0"), stranger.listen("dmq.heartbeat.0"));
-    cluster.run("topic create watched").unwrap();
-    let (push, heartbeat) = (pushes.next(), beats.next());
-    for field in ["storage", "directory", "incarnation", "connection", "sequence", "position"] {
-        assert_eq!(code(&stranger.ask("dmq.heartbeat.0", without(&heartbeat, field))), "INVALID_REQUEST", "{field}");
-    }
-    for field in ["cluster", "controller", "controllerEpoch", "storage", "pairingEpoch", "base", "position", "entries"]
-    {
-        assert_eq!(code(&stranger.ask("dmq.metadata.push.0", without(&push, field))), "INVALID_REQUEST", "{field}");
-    }
     assert_unharmed(&mut cluster);
 }
