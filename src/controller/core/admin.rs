@@ -319,7 +319,9 @@ impl Controller {
             return Err(WireError::new(Code::InvalidRequest, "a rack's name has 1 to 255 bytes"));
         }
         let rack = request.rack.as_deref().map(Arc::from);
-        let live = |id| self.session_live(id);
+        // Who was heard already, unregistered, while nothing could be written is no other process than itself.
+        let is_itself = |id| self.sessions.get(&id).is_some_and(|session| session.incarnation == request.incarnation);
+        let live = |id| !is_itself(id) && self.session_live(id);
         let registration = rules::node::register(
             image,
             &self.services.storage,

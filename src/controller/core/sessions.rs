@@ -78,6 +78,8 @@ impl Controller {
         if let Err(error) = self.admit(storage, &heartbeat) {
             if self.image().is_none() {
                 self.heard_before_founding(&heartbeat, received_at);
+            } else if matches!(self.role, Role::Halted { .. }) {
+                self.heard_while_halted(&heartbeat, received_at);
             }
             return self.refuse_heartbeat(token, &heartbeat, error);
         }
@@ -108,6 +110,19 @@ impl Controller {
             self.hear(heartbeat, received_at);
             let id = heartbeat.storage;
             self.weigh_claim(heartbeat.position, || format!("storage node {id} (of cluster {cluster})"));
+        }
+    }
+
+    /// Nobody can register where nothing is written. What a restarted node of this cluster has counts for a restore all the
+    /// same: it may have more than any controller.
+    fn heard_while_halted(&mut self, heartbeat: &Heartbeat, received_at: Monotonic) {
+        let is_known = self.image().is_some_and(|image| {
+            let node = image.storage.get(&heartbeat.storage);
+            let same = node.is_some_and(|node| node.directory == Some(heartbeat.directory));
+            same && heartbeat.cluster == Some(image.cluster) && heartbeat.node_epoch == NodeEpoch(0)
+        });
+        if is_known {
+            self.hear(heartbeat, received_at);
         }
     }
 
