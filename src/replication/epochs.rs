@@ -26,16 +26,19 @@ impl EpochHistory {
         &self.starts
     }
 
-    /// The epoch of the last record. None: the log never had one.
-    pub fn last(&self) -> Option<LeaderEpoch> {
-        self.starts.last().map(|(epoch, _)| *epoch)
+    /// The epoch of the last record of a log that ends at `log_end`. None: the log never had one.
+    ///
+    /// An epoch that began but wrote nothing is not it: its leader may have been the only one who ever knew of it, and
+    /// another leader would answer that the histories part, where nothing is left to be cut off.
+    pub fn last(&self, log_end: Offset) -> Option<LeaderEpoch> {
+        self.starts.iter().rev().find(|(_, start)| *start < log_end).map(|(epoch, _)| *epoch)
     }
 
     /// A record of `epoch` is appended at `offset`. True where that begins an epoch.
     ///
     /// Entries that contradict it go: whoever appends there knows better than what a lost tail left behind.
     pub fn append(&mut self, epoch: LeaderEpoch, offset: Offset) -> bool {
-        if self.last() == Some(epoch) && self.starts.last().is_some_and(|(_, start)| *start <= offset) {
+        if self.starts.last().is_some_and(|(held, start)| *held == epoch && *start <= offset) {
             return false;
         }
         let kept = self.starts.iter().take_while(|(held, start)| *held < epoch && *start < offset).count();
@@ -107,6 +110,14 @@ mod tests {
         assert_eq!(held, history(&[(2, 0), (5, 10)]));
         assert!(held.append(LeaderEpoch(1), Offset(60)));
         assert_eq!(held, history(&[(1, 60)]), "an older epoch behind newer ones: those were not of this history");
+    }
+
+    #[test]
+    fn an_epoch_that_wrote_nothing_is_not_that_of_the_last_record() {
+        let held = history(&[(2, 0), (3, 10)]);
+        assert_eq!(held.last(Offset(11)), Some(LeaderEpoch(3)));
+        assert_eq!(held.last(Offset(10)), Some(LeaderEpoch(2)));
+        assert_eq!(held.last(Offset(0)), None);
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl Follower {
     }
 
     pub fn fetch_from(&self, epochs: &EpochHistory, log_end: Offset, flushed: Offset) -> FetchFrom {
-        FetchFrom { leader_epoch: self.leader_epoch, offset: log_end, last_epoch: epochs.last(), flushed }
+        FetchFrom { leader_epoch: self.leader_epoch, offset: log_end, last_epoch: epochs.last(log_end), flushed }
     }
 
     /// `asked`: what is answered. `records_end`: the end of the records that came; `log_end` where there are none.

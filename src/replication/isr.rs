@@ -22,18 +22,23 @@ pub struct Wish {
 pub struct InSync {
     partition_epoch: PartitionEpoch,
     committed: Members,
-    /// Whom requests on top of this partition epoch would add, and nobody knows whether they did.
+    /// Whom requests on top of this partition epoch would add: they may have been granted, or may yet be.
     asked: Members,
-    /// Requests on top of this partition epoch that have no answer yet, or never will.
-    open: u32,
-    waiting: bool,
-    refused: bool,
+    state: Asking,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Asking {
+    Idle,
+    Waiting,
+    /// The metadata will say so.
+    Granted,
 }
 
 impl InSync {
     pub fn new(partition_epoch: PartitionEpoch, members: impl IntoIterator<Item = StorageId>) -> Self {
         let committed = members.into_iter().collect();
-        Self { partition_epoch, committed, asked: Members::new(), open: 0, waiting: false, refused: false }
+        Self { partition_epoch, committed, asked: Members::new(), state: Asking::Idle }
     }
 
     pub fn partition_epoch(&self) -> PartitionEpoch {
@@ -63,7 +68,7 @@ impl InSync {
 
     /// The request to make, given whom the leader would want; one at a time.
     pub fn wish(&self, mut wanted: Vec<StorageId>) -> Option<Wish> {
-        if self.waiting {
+        if self.state != Asking::Idle {
             return None;
         }
         wanted.sort_unstable();
@@ -71,9 +76,9 @@ impl InSync {
         let mut committed = self.committed.to_vec();
         committed.sort_unstable();
         let settles = wanted == committed;
-        // A refusal says nothing of an earlier request that was lost on the way and may still arrive: only a new partition
-        // epoch makes that one void. Without a refusal it is simply asked again.
-        let needed = !settles || (self.refused && self.open > 0);
+        // Whom was asked for and is no longer wanted would be waited for without end: a refusal says nothing of a copy of the
+        // request that is still on its way. Only a new partition epoch makes it void.
+        let needed = !settles || self.maximal().count() > committed.len();
         needed.then_some(Wish { members: wanted, partition_epoch: self.partition_epoch, settles })
     }
 
@@ -85,35 +90,20 @@ impl InSync {
         let added = wish.members.iter().filter(|member| !self.asked.contains(member)).copied();
         let added: Members = added.collect();
         self.asked.extend(added);
-        self.open += 1;
-        self.waiting = true;
+        self.state = Asking::Waiting;
     }
 
-    /// The controller granted it; the metadata will say so. Nothing is shown, and nobody left out, before that.
+    /// The controller granted it; the metadata will say so. Nobody is left out before that.
     pub fn granted(&mut self, on_top_of: PartitionEpoch) {
         if on_top_of == self.partition_epoch {
-            self.waiting = false;
+            self.state = Asking::Granted;
         }
     }
 
-    /// The controller refused it, so it will never take effect.
-    pub fn refused(&mut self, on_top_of: PartitionEpoch) {
-        if on_top_of != self.partition_epoch || !self.waiting {
-            return;
-        }
-        self.waiting = false;
-        self.refused = true;
-        self.open -= 1;
-        if self.open == 0 {
-            self.asked.clear();
-            self.refused = false;
-        }
-    }
-
-    /// No answer came: it may have taken effect, or may yet.
-    pub fn unanswered(&mut self, on_top_of: PartitionEpoch) {
-        if on_top_of == self.partition_epoch {
-            self.waiting = false;
+    /// The controller refused it, or no answer came. Either way it, or a copy, may have taken effect or may yet.
+    pub fn not_granted(&mut self, on_top_of: PartitionEpoch) {
+        if on_top_of == self.partition_epoch && self.state == Asking::Waiting {
+            self.state = Asking::Idle;
         }
     }
 }
@@ -145,7 +135,7 @@ mod tests {
         asked(&mut isr, nodes([3, 2, 1]));
         assert_eq!(maximal(&isr), [1, 2, 3]);
         assert_eq!(isr.wish(nodes([1])), None, "one request at a time");
-        isr.unanswered(BASE);
+        isr.not_granted(BASE);
         assert_eq!(maximal(&isr), [1, 2, 3], "it may have been granted, and the news lost");
         assert!(!isr.commit(BASE, nodes([1])), "nothing newer");
         assert!(isr.commit(PartitionEpoch(8), nodes([1, 2])));
@@ -163,21 +153,16 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_settles_the_only_request_but_not_one_that_was_lost() {
+    fn a_refusal_is_no_proof_that_no_copy_takes_effect_and_a_new_partition_epoch_is() {
         let mut isr = InSync::new(BASE, nodes([1]));
         asked(&mut isr, nodes([1, 2]));
-        isr.refused(BASE);
-        assert_eq!(maximal(&isr), [1]);
-
-        asked(&mut isr, nodes([1, 2]));
-        isr.unanswered(BASE);
-        asked(&mut isr, nodes([1, 2]));
-        isr.refused(BASE);
-        assert_eq!(maximal(&isr), [1, 2], "the first of the two may still arrive");
+        isr.not_granted(BASE);
+        assert_eq!(maximal(&isr), [1, 2], "the controller may have granted a first copy, and refused the second");
         let settles = isr.wish(nodes([1])).unwrap();
         assert_eq!(settles, Wish { members: nodes([1]), partition_epoch: BASE, settles: true });
         isr.asking(&settles);
         isr.granted(BASE);
+        assert_eq!(isr.wish(nodes([1, 3])), None, "what is granted will come with the metadata");
         isr.commit(PartitionEpoch(8), nodes([1]));
         assert_eq!(maximal(&isr), [1]);
         assert_eq!(isr.wish(nodes([1])), None);
@@ -189,7 +174,8 @@ mod tests {
         asked(&mut isr, nodes([1, 2]));
         isr.commit(PartitionEpoch(8), nodes([1]));
         asked(&mut isr, nodes([1, 3]));
-        isr.refused(BASE);
+        isr.not_granted(BASE);
         assert_eq!(maximal(&isr), [1, 3]);
+        assert_eq!(isr.wish(nodes([1])), None, "the present request has no answer yet");
     }
 }

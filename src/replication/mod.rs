@@ -15,6 +15,9 @@ mod follower;
 mod isr;
 mod leader;
 
+#[cfg(test)]
+mod model;
+
 pub use epochs::{EpochEnd, EpochHistory};
 pub use follower::{FetchFrom, FetchOutcome, Follower, Step};
 pub use isr::{InSync, Wish};
