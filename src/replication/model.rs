@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
-use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
 use super::follower::{FetchFrom, FetchOutcome, Follower, Step};
@@ -250,31 +249,36 @@ impl Model {
         if self.wire.len() > 60 {
             self.wire.remove(0);
         }
+        self.handle(message)
+    }
+
+    fn handle(&mut self, message: Message) -> Result<(), String> {
         match message {
             Message::Fetch { from, to, session, asked } => self.fetched(from, to, session, &asked),
             Message::Fetched { to, asked, outcome, records } => self.answered(to, asked, outcome, &records)?,
             Message::Alter { from, leader_epoch, wish, node_epochs } => {
-                self.alter(from, leader_epoch, &wish, &node_epochs)
+                self.alter(from, leader_epoch, &wish, &node_epochs);
             }
             Message::Altered { to, leader_epoch, on_top_of, granted } => {
-                let all = self.planted == Planted::RefusalSettles;
-                if let Role::Leads(leader) = &mut self.nodes[to.0 as usize].role
-                    && leader.leader_epoch() == leader_epoch
-                {
-                    match granted {
-                        true => leader.in_sync_mut().granted(on_top_of),
-                        false if all => {
-                            let members = leader.in_sync().committed().to_vec();
-                            if on_top_of == leader.in_sync().partition_epoch() {
-                                *leader.in_sync_mut() = InSync::new(on_top_of, members);
-                            }
-                        }
-                        false => leader.in_sync_mut().not_granted(on_top_of),
-                    }
-                }
+                self.altered(to, leader_epoch, on_top_of, granted);
             }
         }
         Ok(())
+    }
+
+    fn altered(&mut self, to: StorageId, leader_epoch: LeaderEpoch, on_top_of: PartitionEpoch, granted: bool) {
+        let Role::Leads(leader) = &mut self.nodes[to.0 as usize].role else { return };
+        if leader.leader_epoch() != leader_epoch {
+            return;
+        }
+        let in_sync = leader.in_sync_mut();
+        if granted {
+            in_sync.granted(on_top_of);
+        } else if self.planted == Planted::RefusalSettles && on_top_of == in_sync.partition_epoch() {
+            *in_sync = InSync::new(on_top_of, in_sync.committed().to_vec());
+        } else {
+            in_sync.not_granted(on_top_of);
+        }
     }
 
     fn fetched(&mut self, from: StorageId, to: StorageId, session: ReplicaSession, asked: &FetchFrom) {
@@ -517,21 +521,10 @@ impl Model {
                 self.timeout(node);
                 self.fetch(node);
                 self.ask(node);
+                // One message and what it leads to; older ones are lost by now.
                 while let Some(message) = self.wire.pop() {
-                    self.wire.push(message);
-                    let last = self.wire.len() - 1;
-                    let message = self.wire.swap_remove(last);
                     self.wire.clear();
-                    match message {
-                        Message::Fetch { from, to, session, asked } => self.fetched(from, to, session, &asked),
-                        Message::Fetched { to, asked, outcome, records } => {
-                            self.answered(to, asked, outcome, &records)?
-                        }
-                        Message::Alter { from, leader_epoch, wish, node_epochs } => {
-                            self.alter(from, leader_epoch, &wish, &node_epochs);
-                        }
-                        Message::Altered { .. } => {}
-                    }
+                    self.handle(message)?;
                 }
                 self.watch(node)?;
             }
