@@ -1,4 +1,5 @@
-//! The messages between processes: JSON in camelCase, so that `nats sub 'dmq.>'` can be read.
+//! The messages between processes: JSON in camelCase, so that `nats sub 'dmq.>'` can be read; those that carry records are
+//! binary.
 //!
 //! Every message has its `type` with a version. New fields are optional with a default; in admin requests an unknown field is
 //! refused, elsewhere it is passed over, so that an old process understands a newer one.
@@ -8,6 +9,7 @@ mod error;
 mod fetch;
 mod heartbeat;
 mod push;
+pub mod replica;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
