@@ -30,7 +30,7 @@ pub enum FetchOutcome {
 /// What the follower does with its log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
-    /// Append the records that came, and raise the log start to this.
+    /// Append the records that came, if any, and delete what lies before this.
     Append { log_start: Offset },
     /// Cut the log off here, then fetch again.
     TruncateTo(Offset),
@@ -67,31 +67,31 @@ impl Follower {
         self.high_watermark
     }
 
+    /// The records that came with an answer that agreed are in the log, which ends at `log_end` now.
+    pub fn learned(&mut self, outcome: FetchOutcome, log_end: Offset) {
+        match outcome {
+            FetchOutcome::Agrees { high_watermark, .. } => {
+                self.high_watermark = self.high_watermark.max(high_watermark.min(log_end));
+            }
+            FetchOutcome::Diverged(_) | FetchOutcome::OutOfRange { .. } => {}
+        }
+    }
+
     pub fn fetch_from(&self, epochs: &EpochHistory, log_end: Offset, flushed: Offset) -> FetchFrom {
         FetchFrom { leader_epoch: self.leader_epoch, offset: log_end, last_epoch: epochs.last(log_end), flushed }
     }
 
-    /// `asked`: what is answered. `records_end`: the end of the records that came; `log_end` where there are none.
+    /// What to do upon an answer to `asked`; after an append, [`Self::learned`] is to be told.
     ///
     /// An answer counts only for a log that ends, still, where and in which epoch it ended when it asked: a late copy of
     /// 'diverged' would otherwise cut off what was fetched, and counted on, since.
-    pub fn answer(
-        &mut self,
-        asked: &FetchFrom,
-        outcome: FetchOutcome,
-        epochs: &EpochHistory,
-        log_end: Offset,
-        records_end: Offset,
-    ) -> Step {
+    pub fn answer(&mut self, asked: &FetchFrom, outcome: FetchOutcome, epochs: &EpochHistory, log_end: Offset) -> Step {
         let now = self.fetch_from(epochs, log_end, asked.flushed);
         if *asked != now {
             return Step::Ignore;
         }
         let step = match outcome {
-            FetchOutcome::Agrees { high_watermark, log_start } => {
-                self.high_watermark = self.high_watermark.max(high_watermark.min(records_end));
-                Step::Append { log_start: log_start.min(records_end) }
-            }
+            FetchOutcome::Agrees { log_start, .. } => Step::Append { log_start },
             FetchOutcome::Diverged(theirs) => Step::TruncateTo(parting(epochs, theirs, log_end)),
             FetchOutcome::OutOfRange { log_end: end, .. } if log_end > end => Step::TruncateTo(end),
             FetchOutcome::OutOfRange { log_start, .. } if log_end < log_start => Step::RestartAt(log_start),
@@ -133,7 +133,10 @@ mod tests {
 
     fn answered(asked: &FetchFrom, outcome: FetchOutcome) -> (Step, i64) {
         let mut follower = Follower::new(LEADER, EPOCH, Offset(12));
-        let step = follower.answer(asked, outcome, &epochs(&[(3, 0), (5, 10), (6, 20)]), Offset(30), Offset(40));
+        let step = follower.answer(asked, outcome, &epochs(&[(3, 0), (5, 10), (6, 20)]), Offset(30));
+        if let Step::Append { .. } = step {
+            follower.learned(outcome, Offset(40));
+        }
         (step, follower.high_watermark().0)
     }
 

@@ -245,6 +245,11 @@ impl<T> Leader<T> {
         self.waiting.push_back((end, who));
     }
 
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// The next one who waits no longer. Only while the node may lead: what it does not tell, nobody was told.
     pub fn pop_acknowledged(&mut self) -> Option<(T, Result<Offset, AckError>)> {
         let (end, _) = self.waiting.front()?;

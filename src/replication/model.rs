@@ -308,9 +308,7 @@ impl Model {
             asked = follower.fetch_from(&node.epochs, end, flushed);
             asked.leader_epoch = epoch;
         }
-        let records_end = Offset(end.0 + records.len() as i64);
-        let step = follower.answer(&asked, outcome, &node.epochs, end, records_end);
-        node.high_watermark = follower.high_watermark();
+        let step = follower.answer(&asked, outcome, &node.epochs, end);
         match step {
             Step::Ignore => {}
             Step::Append { .. } => {
@@ -329,6 +327,13 @@ impl Model {
                 node.cut(offset.0 as usize);
             }
             Step::RestartAt(offset) => return Err(format!("nothing was deleted, and {to} begins anew at {offset}")),
+        }
+        let end = node.end();
+        if let (Role::Follows(follower), Step::Append { .. }) = (&mut node.role, step) {
+            follower.learned(outcome, end);
+        }
+        if let Role::Follows(follower) = &node.role {
+            node.high_watermark = follower.high_watermark();
         }
         Ok(())
     }

@@ -57,6 +57,8 @@ pub struct ReplicaAnswer {
     pub cluster: ClusterId,
     /// Who answers.
     pub storage: StorageId,
+    /// The asker's, as it said: an answer to another incarnation is no answer.
+    pub node_epoch: NodeEpoch,
     pub session: u64,
     pub sequence: u32,
     pub outcome: SessionOutcome,
@@ -79,6 +81,9 @@ pub struct PartitionAnswer {
     pub topic: TopicId,
     pub partition: PartitionId,
     pub leader_epoch: LeaderEpoch,
+    /// The position that is answered: one poll may overtake another, and their answers each other.
+    pub offset: Offset,
+    pub last_epoch: Option<LeaderEpoch>,
     pub outcome: PartitionOutcome,
 }
 
@@ -207,11 +212,14 @@ mod tests {
             topic: TopicId(Uuid::from_u128(7)),
             partition,
             leader_epoch: LeaderEpoch(3),
+            offset: Offset(2),
+            last_epoch: Some(LeaderEpoch(2)),
             outcome: PartitionOutcome::Agrees { high_watermark: Offset(5), log_start: Offset(0), bytes },
         };
         ReplicaAnswer {
             cluster: ClusterId(Uuid::from_u128(1)),
             storage: StorageId(2),
+            node_epoch: NodeEpoch(6),
             session: 9,
             sequence: 4,
             outcome: SessionOutcome::Partitions(vec![partition(0, bytes[0]), partition(1, bytes[1])]),
