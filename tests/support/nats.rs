@@ -37,6 +37,8 @@ pub struct NatsOptions {
     /// Lets JetStream acknowledge before it syncs (`sync_interval: 2m`, the server's own default): for tests that
     /// write much and lose no power.
     pub lazy_sync: bool,
+    /// Leaves the shipped configuration out: `extra` is all there is.
+    pub bare: bool,
     /// Lines of configuration that follow the shipped ones. A key given twice counts as given last.
     pub extra: String,
 }
@@ -50,6 +52,11 @@ pub struct NatsServer {
 }
 
 impl NatsServer {
+    /// A server whose whole configuration is this.
+    pub fn start_bare(configuration: &str) -> Self {
+        Self::start_with(&NatsOptions { bare: true, extra: configuration.to_owned(), ..NatsOptions::default() })
+    }
+
     /// A server with the shipped configuration.
     pub fn start() -> Self {
         Self::start_with(&NatsOptions::default())
@@ -215,6 +222,9 @@ fn copy_log(stderr: impl std::io::Read, mut log: File, ready: &mpsc::Sender<()>)
 }
 
 fn configuration(options: &NatsOptions) -> String {
+    if options.bare {
+        return options.extra.clone();
+    }
     let mut text = include_str!("../../deploy/nats.conf").to_owned();
     if options.lazy_sync {
         let shipped = "sync_interval: always";

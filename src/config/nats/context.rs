@@ -71,17 +71,15 @@ impl Surroundings {
         };
         let context: Context = serde_json::from_str(&text)
             .map_err(|error| wrong(format!("in {} is no context: {error}", path.display())))?;
-        for (field, value) in [
-            ("nsc", &context.nsc),
-            ("socks_proxy", &context.socks_proxy),
-            ("user_jwt", &context.user_jwt),
-            ("jetstream_domain", &context.jetstream_domain),
-            ("jetstream_api_prefix", &context.jetstream_api_prefix),
+        for (field, value, instead) in [
+            ("nsc", &context.nsc, "export them with `nsc generate creds` and name the file as the context's creds"),
+            ("socks_proxy", &context.socks_proxy, "name a server that is reached without a proxy"),
+            ("user_jwt", &context.user_jwt, "name a credentials file, which holds the JWT and its key"),
+            ("jetstream_domain", &context.jetstream_domain, "name a server of that domain itself"),
+            ("jetstream_api_prefix", &context.jetstream_api_prefix, "connect to the account that has the stream"),
         ] {
             if !value.is_empty() {
-                return Err(wrong(format!(
-                    "uses {field}, which dmq cannot: name the servers and a credentials file instead"
-                )));
+                return Err(wrong(format!("uses {field}, which dmq does not support: {instead}")));
             }
         }
         Ok(context)

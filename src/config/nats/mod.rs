@@ -7,11 +7,14 @@
 
 mod check;
 mod context;
+mod fault;
 mod target;
 #[cfg(test)]
 mod tests;
 mod url;
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::{Client, ConnectErrorKind, Event, ServerError};
@@ -20,8 +23,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::settings::NatsSettings;
-use check::{OLDEST_API_LEVEL, OLDEST_SERVER, check_server};
+use check::check_server;
 use context::Surroundings;
+pub use fault::ConnectError;
+use fault::{Denied, tls_fault};
 use target::Target;
 pub(super) use url::without_credentials;
 
@@ -34,38 +39,46 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Connection {
     pub client: Client,
-    /// One more with each connection made, the first one included: what a server kept for a connection is then gone.
+    /// One more with each connection made, the first one included: what a server kept for a connection is then gone. It
+    /// rises an instant before `client` tells of the new server, which the crate takes over only later: who needs that
+    /// waits for a round trip, as `bus::raw::established` does.
     pub generation: watch::Receiver<u64>,
     pub connected: watch::Receiver<bool>,
+    refused: watch::Receiver<Refused>,
+    servers: Arc<str>,
+    credentials: Arc<str>,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// What was said about NATS makes no sense; no server was asked.
-    #[error("{0}")]
-    Settings(String),
-    #[error(
-        "NATS at {servers} refused the credentials ({credentials}): check them, or give others with nats.creds, \
-         nats.user and nats.password, nats.nkey or nats.token"
-    )]
-    Refused { servers: String, credentials: String },
-    #[error("no NATS at {servers} within {} s (the last error: {last}): start a nats-server, or name one with --nats-url (nats.url)", waited.as_secs_f32())]
-    Unreachable { servers: String, waited: Duration, last: String },
-    #[error(
-        "the nats-server at {servers} is version {version}, but {}.{}.{} or later is needed: upgrade it",
-        OLDEST_SERVER.0, OLDEST_SERVER.1, OLDEST_SERVER.2
-    )]
-    TooOld { servers: String, version: String },
-    #[error(
-        "NATS at {servers} offers no JetStream to this account ({reason}): start nats-server with -js, or enable \
-         JetStream for the account"
-    )]
-    NoJetStream { servers: String, reason: String },
-    #[error(
-        "JetStream at {servers} speaks API level {level}, but {OLDEST_API_LEVEL} or more is needed: upgrade every \
-         nats-server of the cluster"
-    )]
-    ApiLevel { servers: String, level: usize },
+impl Connection {
+    /// Completes where NATS refuses one of our subscriptions within a time from now, and never otherwise: a process that
+    /// starts deaf is better ended than kept. Only subscriptions count, since a stranger may have us publish anywhere.
+    pub fn deaf_within(&self, time: Duration) -> impl Future<Output = ConnectError> + use<> {
+        let (mut refused, forbidden) = (self.refused.clone(), self.forbidden());
+        async move {
+            let waiting = refused.wait_for(|refused| refused.subscription.is_some());
+            match timeout(time, waiting)
+                .await
+                .ok()
+                .and_then(Result::ok)
+                .and_then(|refused| refused.subscription.clone())
+            {
+                Some(subject) => forbidden(format!("subscribe to {subject}")),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    fn forbidden(&self) -> impl Fn(String) -> ConnectError + use<> {
+        let (servers, credentials) = (self.servers.to_string(), self.credentials.to_string());
+        move |what| ConnectError::Forbidden { servers: servers.clone(), credentials: credentials.clone(), what }
+    }
+}
+
+/// The last subjects that NATS did not permit.
+#[derive(Clone, Default, Debug)]
+struct Refused {
+    subscription: Option<String>,
+    publish: Option<String>,
 }
 
 /// Connects as `name`, trying until the deadline; refused credentials end it at once. With `require_jetstream` the
@@ -80,7 +93,7 @@ pub async fn connect(
     let end = Instant::now() + deadline;
     let connection = open(&target, settings, name, deadline).await?;
     if require_jetstream {
-        check_server(&connection.client, &target.shown(), end).await?;
+        check_server(&connection, end).await?;
     }
     Ok(connection)
 }
@@ -107,8 +120,7 @@ async fn open(
     let (start, mut attempt, mut last) = (Instant::now(), 0, "no answer".to_owned());
     loop {
         let left = deadline.saturating_sub(start.elapsed());
-        let (generation, generation_seen) = watch::channel(0);
-        let (connected, connected_seen) = watch::channel(false);
+        let (teller, heard) = Teller::new();
         let options = target
             .options()?
             .name(name)
@@ -116,12 +128,13 @@ async fn open(
             .connection_timeout(ATTEMPT.min(left))
             .reconnect_delay_callback(reconnect_delay)
             .event_callback(move |event| {
-                tell(&event, &generation, &connected);
+                teller.tell(&event);
                 std::future::ready(())
             });
+        let mut untrusted = None;
         match timeout(left, options.connect(&servers[..])).await {
             Ok(Ok(client)) => {
-                let mut connection = Connection { client, generation: generation_seen, connected: connected_seen };
+                let mut connection = heard.connection(client, target);
                 // The event of a connection that is made is already under way.
                 timeout(ATTEMPT, connection.generation.wait_for(|seen| *seen > 0)).await.ok();
                 return Ok(connection);
@@ -131,13 +144,22 @@ async fn open(
                     let credentials = target.credentials.shown();
                     return Err(ConnectError::Refused { servers: target.shown(), credentials });
                 }
-                _ => last = error.to_string(),
+                _ => {
+                    untrusted = tls_fault(&error);
+                    last = error.to_string();
+                }
             },
             Err(_) => {}
         }
         let wait = backoff(attempt);
         attempt += 1;
-        if start.elapsed() + wait >= deadline {
+        // Waiting helps against a certificate only where another server may have a better one.
+        let is_over = start.elapsed() + wait >= deadline;
+        if let Some(fault) = untrusted.filter(|_| is_over || servers.len() == 1) {
+            let (reason, advice) = fault;
+            return Err(ConnectError::Tls { servers: target.shown(), reason, advice });
+        }
+        if is_over {
             return Err(ConnectError::Unreachable { servers: target.shown(), waited: deadline, last });
         }
         tracing::debug!(servers = target.shown(), error = last, "NATS is not there yet");
@@ -145,21 +167,76 @@ async fn open(
     }
 }
 
-fn tell(event: &Event, generation: &watch::Sender<u64>, connected: &watch::Sender<bool>) {
-    match event {
-        Event::Connected => {
-            connected.send_replace(true);
-            generation.send_modify(|generation| *generation += 1);
+/// Says what happens to a connection, to those who run it and to the rest of the process.
+struct Teller {
+    generation: watch::Sender<u64>,
+    connected: watch::Sender<bool>,
+    refused: watch::Sender<Refused>,
+    /// What was logged of late, so that a refusal that comes with each heartbeat is not.
+    logged: Mutex<HashMap<String, Instant>>,
+}
+
+struct Heard {
+    generation: watch::Receiver<u64>,
+    connected: watch::Receiver<bool>,
+    refused: watch::Receiver<Refused>,
+}
+
+impl Heard {
+    fn connection(self, client: Client, target: &Target) -> Connection {
+        let Heard { generation, connected, refused } = self;
+        let (servers, credentials) = (target.shown().into(), target.credentials.shown().into());
+        Connection { client, generation, connected, refused, servers, credentials }
+    }
+}
+
+impl Teller {
+    fn new() -> (Teller, Heard) {
+        let (generation, generation_seen) = watch::channel(0);
+        let (connected, connected_seen) = watch::channel(false);
+        let (refused, refused_seen) = watch::channel(Refused::default());
+        let heard = Heard { generation: generation_seen, connected: connected_seen, refused: refused_seen };
+        (Teller { generation, connected, refused, logged: Mutex::default() }, heard)
+    }
+
+    fn tell(&self, event: &Event) {
+        match event {
+            Event::Connected => {
+                self.connected.send_replace(true);
+                self.generation.send_modify(|generation| *generation += 1);
+            }
+            Event::Disconnected | Event::Closed => {
+                self.connected.send_replace(false);
+                tracing::warn!("the connection to NATS is lost");
+            }
+            Event::ServerError(ServerError::AuthorizationViolation) => {
+                tracing::error!("NATS refuses the credentials");
+            }
+            Event::ServerError(ServerError::Other(text)) => match Denied::of(text) {
+                Some(denied) => self.denied(text, denied),
+                None => tracing::warn!("NATS: {event}"),
+            },
+            Event::SlowConsumer(_) | Event::ServerError(ServerError::SlowConsumer(_)) | Event::ClientError(_) => {
+                tracing::warn!("NATS: {event}");
+            }
+            Event::LameDuckMode | Event::Draining => tracing::info!("NATS: {event}"),
         }
-        Event::Disconnected | Event::Closed => {
-            connected.send_replace(false);
-            tracing::warn!("the connection to NATS is lost");
+    }
+
+    fn denied(&self, text: &str, denied: Denied) {
+        const QUIET: Duration = Duration::from_secs(60);
+        const REMEMBERED: usize = 256;
+        self.refused.send_modify(|refused| match denied {
+            Denied::Subscription(subject) => refused.subscription = Some(subject),
+            Denied::Publish(subject) => refused.publish = Some(subject),
+        });
+        let now = Instant::now();
+        let mut logged = self.logged.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        logged.retain(|_, at| now.duration_since(*at) < QUIET);
+        if logged.len() < REMEMBERED && !logged.contains_key(text) {
+            logged.insert(text.to_owned(), now);
+            tracing::error!("NATS refuses what this process needs; give its user the permission: {text}");
         }
-        Event::ServerError(ServerError::AuthorizationViolation) => {
-            tracing::error!("NATS refuses the credentials");
-        }
-        Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) => tracing::warn!("NATS: {event}"),
-        Event::LameDuckMode | Event::Draining => tracing::info!("NATS: {event}"),
     }
 }
 
