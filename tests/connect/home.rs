@@ -87,21 +87,47 @@ impl Home {
 
     /// Runs a controller, a storage node and the command line, all told the same about NATS, until a topic is there.
     pub fn serves(&self, flags: &[&str]) {
-        let controller =
-            self.spawn("controller.log", &[&["controller", "--id", "0", "--data", "c"], &QUICK[..], flags].concat());
-        let storage =
-            self.spawn("storage.log", &[&["storage", "--id", "0", "--data", "s"], &QUICK[..], flags].concat());
+        self.serving(flags, |_, _| {});
+    }
+
+    /// As [`Home::serves`], and does something with the controller and the storage node.
+    pub fn serving(&self, flags: &[&str], then: impl FnOnce(&Process, &Process)) {
+        self.serving_with(flags, &[], then);
+    }
+
+    /// As [`Home::serving`], with more flags for the storage node alone.
+    pub fn serving_with(&self, flags: &[&str], storage_flags: &[&str], then: impl FnOnce(&Process, &Process)) {
+        let controller = self.controller(0, flags);
+        let storage = self.storage(0, &[flags, storage_flags].concat());
         let logs = || format!("controller:\n{}\nstorage:\n{}", controller.log(), storage.log());
-        let status = [&["cluster", "status", "--output", "json", "--timeout", "3s"], flags].concat();
-        eventually("the cluster is healthy with one node", logs, || {
-            let said = self.run(&status);
-            let answer: Value = serde_json::from_str(&said.stdout).unwrap_or_default();
-            (said.code == Some(0) && answer["storageNodes"].as_array().is_some_and(|nodes| nodes.len() == 1))
-                .then_some(())
-        });
+        eventually("the cluster is healthy with one node", logs, || self.is_healthy(1, flags).then_some(()));
         let create = ["topic", "create", "t", "--partitions", "1", "--replication-factor", "1"];
         let said = self.run(&[&create, flags].concat());
         assert_eq!(said.code, Some(0), "{}\n{}", said.stderr, logs());
+        then(&controller, &storage);
+    }
+
+    /// A controller with short times.
+    pub fn controller(&self, id: u32, flags: &[&str]) -> Process {
+        self.process("controller", id, flags)
+    }
+
+    /// A storage node with short times.
+    pub fn storage(&self, id: u32, flags: &[&str]) -> Process {
+        self.process("storage", id, flags)
+    }
+
+    fn process(&self, role: &str, id: u32, flags: &[&str]) -> Process {
+        let (id, name) = (id.to_string(), format!("{role}-{id}"));
+        let line = [&[role, "--id", &id, "--data", &name], &QUICK[..], flags].concat();
+        self.spawn(&format!("{name}.log"), &line)
+    }
+
+    /// Whether the cluster calls itself healthy, with so many storage nodes.
+    pub fn is_healthy(&self, nodes: usize, flags: &[&str]) -> bool {
+        let said = self.run(&[&["cluster", "status", "--output", "json", "--timeout", "3s"], flags].concat());
+        let answer: Value = serde_json::from_str(&said.stdout).unwrap_or_default();
+        said.code == Some(0) && answer["storageNodes"].as_array().is_some_and(|known| known.len() == nodes)
     }
 
     /// Asks a JetStream without any cluster on it, which only who is connected is told.
@@ -151,6 +177,10 @@ pub struct Process {
 impl Process {
     pub fn log(&self) -> String {
         read(&self.log)
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 }
 

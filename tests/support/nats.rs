@@ -131,6 +131,22 @@ impl NatsServer {
         }
     }
 
+    /// Lame duck mode, as before an upgrade: the server hands over what it leads, sends its clients away and ends. Returns
+    /// when it has.
+    pub fn retire(&mut self) {
+        let pid = self.pid().expect("the server runs");
+        let told = Command::new(nats_server_path()).args(["--signal", &format!("ldm={pid}")]).status();
+        assert!(told.expect("run nats-server --signal").success());
+        let deadline = std::time::Instant::now() + 2 * START_DEADLINE;
+        while let Some(child) = &mut self.child {
+            if child.try_wait().expect("wait for our own child").is_some() {
+                self.child = None;
+            }
+            assert!(std::time::Instant::now() < deadline, "the server does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// SIGSTOP: connections stay open and nobody answers, as when a machine freezes.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
