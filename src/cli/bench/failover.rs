@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use async_nats::Client;
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt};
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use rustix::process::Signal;
 use tokio::sync::mpsc;
 

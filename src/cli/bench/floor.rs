@@ -36,8 +36,7 @@ const ECHO: &str = "bench.echo";
 impl Floor {
     pub async fn new(rig: &Rig) -> anyhow::Result<Self> {
         let client = rig.connect("bench floor").await?;
-        let config =
-            HistoryConfig { stream: "BENCH".into(), subject: "bench.log".into(), ..HistoryConfig::default() };
+        let config = HistoryConfig { stream: "BENCH".into(), subject: "bench.log".into(), ..HistoryConfig::default() };
         let stream = History::new(client.clone(), config);
         stream.ensure().await.context("make a stream for the floor")?;
         let echo = rig.connect("bench echo").await?;

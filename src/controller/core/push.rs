@@ -165,6 +165,7 @@ impl Controller {
         self.weigh_claim(ack.position, || format!("storage node {storage}"));
         if moved {
             self.note_position(storage, ack.position);
+            self.look_at_node(storage);
         }
     }
 
