@@ -274,7 +274,11 @@ async fn controller(rig: &mut Rig, args: &Args, heard: &mut Ears) -> anyhow::Res
     let subject = rig.services.admin_subject("cluster", "status");
     let fallen = rig.signal(key, args.signal.signal())?;
     let patience = PATIENCE;
-    let answered = tokio::time::timeout(patience, answer_of_another(&rig.client, &subject, victim))
+    let of_another = |payload: &Bytes| {
+        let status = serde_json::from_slice::<ClusterStatus>(payload);
+        status.is_ok_and(|status| status.controller.is_some_and(|active| active.id != victim))
+    };
+    let answered = tokio::time::timeout(patience, first_answer(&rig.client, &subject, of_another))
         .await
         .with_context(|| format!("nobody took over from controller {victim} within {patience:?}"))?;
     rig.signal(key, Signal::KILL)?;
@@ -284,8 +288,8 @@ async fn controller(rig: &mut Rig, args: &Args, heard: &mut Ears) -> anyhow::Res
     Ok(answered.duration_since(fallen))
 }
 
-/// Asks again and again, without waiting for what may never be answered.
-pub async fn answer_of_another(client: &Client, subject: &str, not: crate::types::ControllerId) -> Instant {
+/// When an answer first comes that will do. Asks again and again, without waiting for what may never be answered.
+pub async fn first_answer(client: &Client, subject: &str, will_do: impl Fn(&Bytes) -> bool) -> Instant {
     const EVERY: Duration = Duration::from_millis(2);
     let mut asked = FuturesUnordered::new();
     let mut ticks = tokio::time::interval(EVERY);
@@ -295,9 +299,7 @@ pub async fn answer_of_another(client: &Client, subject: &str, not: crate::types
             _ = ticks.tick() => asked.push(client.request(subject.to_owned(), Bytes::new())),
             Some(answer) = asked.next() => {
                 let at = Instant::now();
-                let Ok(message) = answer else { continue };
-                let status = serde_json::from_slice::<ClusterStatus>(&message.payload);
-                if status.is_ok_and(|status| status.controller.is_some_and(|active| active.id != not)) {
+                if answer.is_ok_and(|message| will_do(&message.payload)) {
                     return at;
                 }
             }

@@ -25,7 +25,9 @@ const WINDOW: u64 = 1_000;
 const ROUNDS: usize = 3;
 
 pub async fn run(place: &Place, args: &Args) -> anyhow::Result<Report> {
-    let mut rig = Rig::start(place, &Plan { controllers: 1, storage: 0, ..Plan::default() }).await?;
+    // These nodes only heartbeat, and hear no push: few and small ones are enough while they register.
+    let settings = vec![("DMQ_PUSH_RETRY_MIN_MS", "5000".into()), ("DMQ_PUSH_MAX_BYTES", "4096".into())];
+    let mut rig = Rig::start(place, &Plan { controllers: 1, storage: 0, settings, ..Plan::default() }).await?;
     rig.until("an active controller", PATIENCE, |status| status.controller.is_some()).await?;
     let echo = rig.echo().await?;
     let mut senders = Senders::register(&rig, args.nodes, CONNECTIONS).await?;
@@ -34,8 +36,10 @@ pub async fn run(place: &Place, args: &Args) -> anyhow::Result<Report> {
     let (mut rates, mut bare_rates, mut cores, mut bare_cores) = (vec![], vec![], vec![], vec![]);
     for _ in 0..ROUNDS {
         let at_one_hertz = Load::PerSecond(args.nodes);
+        senders.settle().await?;
         cores.push(cost(&mut senders, at_one_hertz, time, pid, None).await?.1);
         bare_cores.push(cost(&mut senders, at_one_hertz, time, echo.pid, Some(&echo.subject)).await?.1);
+        senders.settle().await?;
         rates.push(cost(&mut senders, Load::Window(WINDOW), time, pid, None).await?.0);
         bare_rates.push(cost(&mut senders, Load::Window(WINDOW), time, echo.pid, Some(&echo.subject)).await?.0);
     }

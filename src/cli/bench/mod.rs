@@ -9,10 +9,12 @@ mod failover;
 mod figures;
 mod floor;
 mod heartbeats;
+mod herd;
 mod idle;
 mod metadata;
 mod proc;
 mod rig;
+mod scale;
 mod senders;
 
 use std::path::PathBuf;
@@ -56,6 +58,11 @@ enum Bench {
     Heartbeats(heartbeats::Args),
     /// What a cluster costs in which nothing happens
     Idle(idle::Args),
+    /// What a million partitions and a thousand storage nodes cost
+    Scale(scale::Args),
+    /// Be many storage nodes (internal)
+    #[command(hide = true)]
+    Herd(herd::Args),
     /// Answer, and do nothing else (internal)
     #[command(hide = true)]
     Bare(bare::Args),
@@ -64,8 +71,10 @@ enum Bench {
 /// Runs the bench. Unsound where a target was missed.
 pub async fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
     let Args { bench, place } = args;
-    if let Bench::Bare(args) = &bench {
-        return bare::run(args).await;
+    match &bench {
+        Bench::Bare(args) => return bare::run(args).await,
+        Bench::Herd(args) => return herd::run(args).await,
+        Bench::Metadata(_) | Bench::Failover(_) | Bench::Heartbeats(_) | Bench::Idle(_) | Bench::Scale(_) => {}
     }
     let [mut interrupt, mut terminate, mut hangup] =
         [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?];
@@ -75,7 +84,8 @@ pub async fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
             Bench::Failover(args) => failover::run(&place, &args).await,
             Bench::Heartbeats(args) => heartbeats::run(&place, &args).await,
             Bench::Idle(args) => idle::run(&place, &args).await,
-            Bench::Bare(_) => anyhow::bail!("it measures nothing"),
+            Bench::Scale(args) => scale::run(&place, &args).await,
+            Bench::Bare(_) | Bench::Herd(_) => anyhow::bail!("it measures nothing"),
         }
     };
     // Whoever interrupts drops the bench, and with it the processes.

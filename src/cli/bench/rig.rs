@@ -252,18 +252,29 @@ impl Rig {
         Ok(receiver)
     }
 
+    /// Starts `dmq bench …` as one more process. Its number is beyond any storage node's.
+    pub fn helper(&mut self, number: u32, args: impl IntoIterator<Item = String>) -> anyhow::Result<Key> {
+        let program = std::env::current_exe().context("find this program's own file")?;
+        let args = std::iter::once("bench".to_owned()).chain(args).map(Into::into).collect();
+        let key = (Role::Storage, number);
+        let log = self.folder.log(key.0, key.1);
+        self.recipes.insert(key, Recipe { role: key.0, id: key.1, program, args, env: Vec::new(), log });
+        self.launch(key)?;
+        Ok(key)
+    }
+
+    /// What one has written to its log so far.
+    pub fn said(&self, key: Key) -> anyhow::Result<String> {
+        let path = self.folder.log(key.0, key.1);
+        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+    }
+
     /// Starts a process that answers whatever it hears on a subject with as many bytes as a heartbeat's answer has, and
     /// does nothing else: the floor of whatever answers.
     pub async fn echo(&mut self) -> anyhow::Result<Echo> {
-        const ID: u32 = 1_000;
+        const NUMBER: u32 = 1_000;
         let subject = "bench.bare".to_owned();
-        let program = std::env::current_exe().context("find this program's own file")?;
-        let args = ["bench", "bare", &self.url, &subject].map(Into::into).into();
-        let log = self.folder.path().join("logs").join("bare.log");
-        // It is none of the storage nodes; its number is beyond theirs.
-        let key = (Role::Storage, ID);
-        self.recipes.insert(key, Recipe { role: key.0, id: key.1, program, args, env: Vec::new(), log });
-        self.launch(key)?;
+        let key = self.helper(NUMBER, ["bare".into(), self.url.clone(), subject.clone()])?;
         let answering = async {
             while self.client.request(subject.clone(), "".into()).await.is_err() {
                 tokio::time::sleep(LOOK_EVERY).await;

@@ -99,8 +99,8 @@ impl Senders {
         Ok(all)
     }
 
-    /// Heartbeats until every node is active and has the newest version.
-    async fn settle(&mut self) -> anyhow::Result<()> {
+    /// Heartbeats until every node is active and has the newest version. Who was silent for a session was fenced meanwhile.
+    pub async fn settle(&mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE * 2;
         loop {
             let (mut head, mut settled) = (Position::default(), true);
