@@ -71,6 +71,9 @@ pub struct Controller {
     ended: VecDeque<Connection>,
     peers: BTreeMap<ControllerId, Peer>,
     pairing_dirty: bool,
+    /// When all nodes have to be looked at again, for whom to fence, drain or let serve. What changes for one node in
+    /// between brings it forward.
+    nodes_due: Monotonic,
     sweep_at: Monotonic,
     balance_at: Monotonic,
     announce_at: Monotonic,
@@ -111,6 +114,7 @@ impl Controller {
             ended: VecDeque::new(),
             peers: BTreeMap::new(),
             pairing_dirty: true,
+            nodes_due: Monotonic(0),
             sweep_at: Monotonic(0),
             balance_at: Monotonic(0),
             announce_at: Monotonic(0),

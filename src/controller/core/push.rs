@@ -18,6 +18,14 @@ pub(super) struct PushState {
     attempts: u32,
 }
 
+/// What a node at `base` is pushed.
+#[derive(Clone, Debug)]
+struct Lacked {
+    base: Position,
+    position: Position,
+    entries: Vec<PushEntry>,
+}
+
 impl Controller {
     /// Pushes to every paired node for which nothing is under way.
     pub(super) fn push_all(&mut self) {
@@ -25,11 +33,17 @@ impl Controller {
         let Some(image) = self.image() else { return };
         let mine = |node: &crate::metadata::StorageNode| node.pairing == Some(me) && node.state != NodeState::Removed;
         let paired: Vec<_> = image.storage.iter().filter(|(_, node)| mine(node)).map(|(id, _)| *id).collect();
-        paired.into_iter().for_each(|id| self.push_to(id));
+        // Nearly all of them have the same, and lack the same.
+        let mut lacked = None;
+        paired.into_iter().for_each(|id| self.push_what_lacks(id, &mut lacked));
     }
 
     /// Pushes what the node lacks, if it is ours to push to and nothing is under way.
     pub(super) fn push_to(&mut self, id: StorageId) {
+        self.push_what_lacks(id, &mut None);
+    }
+
+    fn push_what_lacks(&mut self, id: StorageId, lacked: &mut Option<Lacked>) {
         if self.connection.is_none() {
             return;
         }
@@ -44,7 +58,14 @@ impl Controller {
             return;
         }
         let base = session.position;
-        let (position, entries) = self.what_lacks(base);
+        let found = match lacked.take() {
+            Some(found) if found.base == base => found,
+            Some(_) | None => {
+                let (position, entries) = self.what_lacks(base);
+                Lacked { base, position, entries }
+            }
+        };
+        let Lacked { position, entries, .. } = lacked.insert(found).clone();
         let Some(image) = self.history.image() else { return };
         let push = Push {
             cluster: image.cluster,
@@ -165,6 +186,7 @@ impl Controller {
         self.weigh_claim(ack.position, || format!("storage node {storage}"));
         if moved {
             self.note_position(storage, ack.position);
+            self.look_at_node(storage);
         }
     }
 
