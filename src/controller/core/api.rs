@@ -103,6 +103,9 @@ pub enum LeaseResult {
 
 #[derive(Clone, Debug)]
 pub enum Input {
+    /// The most bytes of one message that the server takes which the connection leads to, with room for an envelope. It comes
+    /// before [`Input::Connected`] and replaces [`Settings::message_limit`].
+    MessageLimit(usize),
     /// The connection to NATS is up and every subscription is in place.
     Connected(Connection),
     Disconnected,

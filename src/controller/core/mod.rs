@@ -132,6 +132,7 @@ impl Controller {
     pub fn handle(&mut self, now: Now, input: Input, effects: &mut Vec<Effect>) {
         self.now = now;
         match input {
+            Input::MessageLimit(bytes) => self.settings.message_limit = bytes,
             Input::Connected(connection) => self.on_connected(connection),
             Input::Disconnected => self.on_disconnected(),
             Input::Tick => {}

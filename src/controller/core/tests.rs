@@ -11,7 +11,7 @@ use crate::metadata::{NodeState, ParsedEntry};
 use crate::types::{ClusterId, DirectoryId, IncarnationId, NodeEpoch, StorageId, TopicId, Version};
 use crate::wire::admin::{self, NodeRegister, TopicCreate};
 use crate::wire::{
-    AckOutcome, Code, ControllerRole, Health, Heartbeat, HeartbeatAnswer, PushAck, WantedState, WireMessage,
+    AckOutcome, Code, ControllerRole, Health, Heartbeat, HeartbeatAnswer, Push, PushAck, WantedState, WireMessage,
 };
 
 /// What becomes of the next append.
@@ -34,6 +34,8 @@ struct Rig {
     fates: VecDeque<Fate>,
     answers: Vec<(Token, Result<Bytes, WireError>)>,
     pushes: Vec<StorageId>,
+    /// How many entries each of them had.
+    entries: Vec<usize>,
     serving: bool,
     tokens: u64,
 }
@@ -75,6 +77,7 @@ impl Rig {
             fates: VecDeque::new(),
             answers: Vec::new(),
             pushes: Vec::new(),
+            entries: Vec::new(),
             serving: false,
             tokens: 0,
         }
@@ -128,8 +131,9 @@ impl Rig {
                 self.answers.push((token, Err(error)));
                 None
             }
-            Effect::Push { storage, .. } => {
+            Effect::Push { storage, payload } => {
                 self.pushes.push(storage);
+                self.entries.push(Push::decode(&payload).unwrap().entries.len());
                 None
             }
             Effect::Serve(serve) => {
@@ -226,6 +230,10 @@ impl Rig {
     }
 
     fn heartbeat(&mut self, id: u32, client: u64, sequence: u64) -> Option<HeartbeatAnswer> {
+        self.heartbeat_at(id, client, sequence, self.core.history().position())
+    }
+
+    fn heartbeat_at(&mut self, id: u32, client: u64, sequence: u64, position: Position) -> Option<HeartbeatAnswer> {
         self.tokens += 1;
         let token = Token(self.tokens);
         let heartbeat = Heartbeat {
@@ -236,7 +244,7 @@ impl Rig {
             node_epoch: self.node(id).epoch,
             connection: connection(client),
             sequence,
-            position: self.core.history().position(),
+            position,
             controller_epoch: self.core.history().controller_epoch(),
             leader_count: 0,
             follower_count: 0,
@@ -263,6 +271,43 @@ impl Rig {
             error: None,
         };
         self.feed(Input::Ack { storage: StorageId(id), payload: ack.encode() });
+    }
+
+    /// Controller 1 says that it is there.
+    fn peer(&mut self, sequence: u64) {
+        let heartbeat = ControllerHeartbeat {
+            cluster: Some(ClusterId(Uuid::from_u128(3))),
+            controller: ControllerId(1),
+            directory: DirectoryId(Uuid::from_u128(50)),
+            incarnation: IncarnationId(Uuid::from_u128(51)),
+            connection: connection(3),
+            sequence,
+            role: ControllerRole::Standby,
+            position: Position::default(),
+            controller_epoch: ControllerEpoch(1),
+            halted: None,
+        };
+        self.feed(Input::ControllerHeartbeat { payload: heartbeat.encode() });
+    }
+
+    /// What was pushed since the last look: to whom, and how many entries.
+    fn pushed(&mut self) -> Vec<(u32, usize)> {
+        let pushes = std::mem::take(&mut self.pushes).into_iter().map(|id| id.0);
+        pushes.zip(std::mem::take(&mut self.entries)).collect()
+    }
+
+    /// An active controller with nodes 0 and 1; node 1 is paired with controller 1, which was heard just now.
+    fn with_a_standby() -> Self {
+        let mut rig = Self::with_nodes();
+        let services = ServicesView { pairings: [(StorageId(1), ControllerId(1))].into(), ..ServicesView::default() };
+        rig.peer(1);
+        rig.feed(Input::Services(Arc::new(services)));
+        assert_eq!([0, 1].map(|id| rig.node(id).pairing.unwrap().0), [0, 1]);
+        for id in 0..2 {
+            rig.acknowledge(id);
+        }
+        rig.pushed();
+        rig
     }
 
     /// An active controller with nodes 0 and 1, both active.
@@ -396,6 +441,83 @@ fn an_admin_answer_waits_until_every_active_node_has_the_change() {
     rig.acknowledge(1);
     let answer: admin::Changed = serde_json::from_slice(rig.answer(token).unwrap().as_ref().unwrap()).unwrap();
     assert_eq!((answer.applied, answer.active, answer.version.0), (2, 2, rig.stream.len() as u64));
+}
+
+#[test]
+fn the_active_controller_steps_in_where_anothers_push_is_not_acknowledged_in_time() {
+    let mut rig = Rig::with_a_standby();
+    rig.create("orders");
+    rig.acknowledge(0);
+    assert_eq!(rig.pushed(), [(0, 1)], "the one that is paired pushes first");
+    rig.pass(Duration::from_millis(100));
+    assert_eq!(rig.pushed(), [(1, 0)], "the node is to fetch: nothing of the history comes from who is not paired");
+    rig.acknowledge(1);
+    rig.pass(Duration::from_millis(400));
+    assert_eq!(rig.pushed(), []);
+    // Whose pushes are acknowledged needs nobody to step in.
+    rig.peer(2);
+    rig.create("more");
+    rig.acknowledge(0);
+    rig.acknowledge(1);
+    rig.pass(Duration::from_millis(400));
+    assert_eq!(rig.pushed(), [(0, 1)]);
+}
+
+#[test]
+fn the_active_controller_steps_in_at_once_for_a_controller_that_is_not_heard() {
+    let mut rig = Rig::with_a_standby();
+    rig.pass(Duration::from_millis(1300));
+    for id in 0..2 {
+        rig.heartbeat(id, 10 + u64::from(id), 3);
+    }
+    rig.create("orders");
+    assert_eq!(rig.pushed(), [(0, 1), (1, 0)]);
+    rig.acknowledge(0);
+    rig.pass(Duration::from_millis(1000));
+    let again = rig.pushed();
+    assert!((2..=5).contains(&again.len()) && again.iter().all(|push| *push == (1, 0)), "with backoff: {again:?}");
+}
+
+#[test]
+fn a_controller_that_is_not_active_pushes_to_its_own_nodes_alone() {
+    let mut rig = Rig::with_a_standby();
+    rig.feed(Input::LeaseHeld { holder: None, revision: 1_000 });
+    assert_eq!(rig.core.role(), ControllerRole::Standby);
+    let (image, previous) = (rig.core.history().image().unwrap().clone(), rig.core.history().position());
+    let entry = crate::metadata::Entry {
+        cluster: image.cluster,
+        controller_epoch: image.controller_epoch(),
+        previous,
+        committed_at: WallTime(0),
+        cause: "a test".into(),
+        request: None,
+        records: vec![crate::metadata::Record::NoOp {}],
+    };
+    let payload = crate::metadata::encode_change(&entry, 10_000).unwrap().remove(0);
+    rig.stream.push(payload.clone());
+    rig.feed(Input::Entry { version: previous.version.next(), payload });
+    rig.acknowledge(0);
+    rig.pass(Duration::from_millis(200));
+    assert_eq!(rig.pushed(), [(0, 1)]);
+}
+
+#[test]
+fn a_push_that_nobody_hears_is_repeated_when_the_node_is_heard_and_not_before() {
+    let mut rig = Rig::with_nodes();
+    rig.acknowledge(0);
+    rig.acknowledge(1);
+    rig.pushed();
+    let before = rig.core.history().position();
+    rig.create("orders");
+    rig.acknowledge(1);
+    assert_eq!(rig.pushed(), [(0, 1), (1, 1)]);
+    rig.feed(Input::PushUnheard { storage: StorageId(0) });
+    rig.pass(Duration::from_millis(1000));
+    rig.create("more");
+    rig.acknowledge(1);
+    assert_eq!(rig.pushed(), [(1, 1)]);
+    rig.heartbeat_at(0, 10, 3, before);
+    assert_eq!(rig.pushed(), [(0, 2)], "at once, and all that it lacks");
 }
 
 #[test]
