@@ -52,6 +52,8 @@ pub struct ServicesView {
     pub pairings: BTreeMap<StorageId, ControllerId>,
     pub storage: BTreeSet<StorageId>,
     pub controllers: BTreeSet<ControllerId>,
+    /// What it says that a running process cannot follow, in words, for the cluster's status.
+    pub problems: Vec<String>,
 }
 
 /// Names a request that waits for its answer. The shell gives them out.

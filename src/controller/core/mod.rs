@@ -1,13 +1,14 @@
 //! The controller's decisions, without I/O: an input and the time go in, effects come out.
 //!
 //! Split by concern: `follow` reads the history, `office` takes and loses the lease, `append` writes, `sessions` watches
-//! over the storage nodes, `push` brings them the metadata, `admin` and `status` answer people, `restore` brings a lost
+//! over the storage nodes, `push` brings them the metadata, `isr` takes their leaders' requests, `admin` and `status` answer people, `restore` brings a lost
 //! history back. All of them share the one struct here; none of them may do I/O, read a clock or draw a random number.
 
 mod admin;
 mod api;
 mod append;
 mod follow;
+mod isr;
 mod office;
 mod push;
 mod restore;

@@ -88,6 +88,7 @@ impl Controller {
         if active.is_none() {
             problems.push("no controller is active".to_string());
         }
+        problems.extend(self.services.problems.iter().cloned());
         let mut status = ClusterStatus {
             cluster_id: self.image().map(|image| image.cluster),
             version: self.history.position().version,

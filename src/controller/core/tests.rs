@@ -9,7 +9,9 @@ use uuid::Uuid;
 use super::*;
 use crate::metadata::{NodeState, ParsedEntry};
 use crate::types::{ClusterId, DirectoryId, IncarnationId, NodeEpoch, StorageId, TopicId, Version};
-use crate::wire::admin::{self, NodeRegister, TopicCreate};
+use crate::wire::admin::{
+    self, IsrMember, IsrOutcome, IsrRequest, NodeRegister, PartitionAlter, PartitionAltered, TopicCreate,
+};
 use crate::wire::{
     AckOutcome, Code, ControllerRole, Health, Heartbeat, HeartbeatAnswer, Push, PushAck, WantedState, WireMessage,
 };
@@ -38,6 +40,9 @@ struct Rig {
     entries: Vec<usize>,
     serving: bool,
     tokens: u64,
+    /// Appends are held back, and this is the one.
+    stalled: bool,
+    held: Option<(Version, Bytes)>,
 }
 
 fn settings() -> Settings {
@@ -80,6 +85,8 @@ impl Rig {
             entries: Vec::new(),
             serving: false,
             tokens: 0,
+            stalled: false,
+            held: None,
         }
     }
 
@@ -112,6 +119,10 @@ impl Rig {
                 let present = Head::Present { first: Version(1), last, snapshot: true };
                 let head = if self.missing { Head::Missing } else { present };
                 Some(Input::Head { asked_at: sent_at, head: Some(head) })
+            }
+            Effect::Append { expected, payload } if self.stalled => {
+                self.held = Some((expected, payload));
+                None
             }
             Effect::Append { expected, payload } => self.append(expected, payload),
             Effect::Read { version } => {
@@ -518,6 +529,68 @@ fn a_push_that_nobody_hears_is_repeated_when_the_node_is_heard_and_not_before() 
     assert_eq!(rig.pushed(), [(1, 1)]);
     rig.heartbeat_at(0, 10, 3, before);
     assert_eq!(rig.pushed(), [(0, 2)], "at once, and all that it lacks");
+}
+
+impl Rig {
+    /// Node `id`, which leads them, asks for itself alone in these partitions of `orders`.
+    fn alter(&mut self, id: u32, partitions: &[u32]) -> Token {
+        let image = self.core.history().image().unwrap();
+        let topic = image.topic("orders").unwrap();
+        let member = IsrMember { storage: StorageId(id), node_epoch: image.storage[&StorageId(id)].epoch };
+        let asked = |number: &u32| {
+            let held = image.partition(topic.id, *number).unwrap();
+            IsrRequest {
+                topic_id: topic.id,
+                partition: *number,
+                leader_epoch: held.leader_epoch,
+                partition_epoch: held.epoch,
+                isr: vec![member],
+            }
+        };
+        let partitions = partitions.iter().map(asked).collect();
+        let request = PartitionAlter { storage: StorageId(id), node_epoch: member.node_epoch, partitions };
+        self.admin("partition", "alter", admin::encode(&request))
+    }
+
+    /// For each partition of the request, the epoch that it got or why it was refused.
+    fn altered(&self, token: Token) -> Vec<Result<u32, Code>> {
+        let answer = self.answer(token).expect("an answer").as_ref().unwrap();
+        let answer: PartitionAltered = serde_json::from_slice(answer).unwrap();
+        let outcome = |outcome: IsrOutcome| match (outcome.partition_epoch, outcome.error) {
+            (Some(epoch), None) => Ok(epoch.0),
+            (_, error) => Err(error.unwrap().code),
+        };
+        answer.partitions.into_iter().map(outcome).collect()
+    }
+}
+
+#[test]
+fn leaders_that_ask_at_the_same_time_get_one_change_and_each_an_answer_of_its_own() {
+    let mut rig = Rig::with_nodes();
+    let request = r#"{"name":"orders","partitions":4}"#;
+    rig.admin("topic", "create", request.into());
+    let led = |rig: &Rig, id| -> Vec<u32> {
+        let topic = rig.core.history().image().unwrap().topic("orders").unwrap().clone();
+        (0..4).filter(|number| topic.partitions[*number as usize].leader == Some(StorageId(id))).collect()
+    };
+    let (zeros, ones) = (led(&rig, 0), led(&rig, 1));
+    assert_eq!((zeros.len(), ones.len()), (2, 2));
+    let before = rig.stream.len();
+    // While a change is under way all of them wait; a request of one node for several partitions is one change in any case.
+    rig.stalled = true;
+    rig.create("under way");
+    let first = rig.alter(0, &zeros);
+    let second = rig.alter(1, &ones);
+    let again = rig.alter(0, &zeros[..1]);
+    let foreign = rig.alter(1, &zeros[1..]);
+    rig.stalled = false;
+    let (expected, payload) = rig.held.take().expect("the change that is under way");
+    let answered = rig.append(expected, payload).unwrap();
+    rig.feed(answered);
+    assert_eq!(rig.stream.len(), before + 2, "the change under way, and one for both");
+    assert_eq!((rig.altered(first), rig.altered(second)), (vec![Ok(1), Ok(1)], vec![Ok(1), Ok(1)]));
+    assert_eq!(rig.altered(again), [Err(Code::InvalidUpdateVersion)], "it asked again for what had changed by then");
+    assert_eq!(rig.altered(foreign), [Err(Code::NotLeaderOrFollower)]);
 }
 
 #[test]
