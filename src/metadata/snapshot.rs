@@ -3,7 +3,7 @@
 //! The first line is the header, the last one counts the lines between. Written and read as a stream, a topic's partitions
 //! in lines of at most 10,000, so that a million of them need no buffer of their size.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, BufRead, Write};
 use std::sync::Arc;
 
@@ -75,6 +75,8 @@ struct TopicLine {
     changed: Version,
     config: BTreeMap<String, String>,
     waits_for: BTreeMap<PartitionId, DirectoryId>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    recovering: BTreeSet<PartitionId>,
 }
 
 /// Replicas, in-sync replicas, leader, leader epoch, partition epoch.
@@ -148,6 +150,7 @@ pub fn write_snapshot(image: &Image, position: Position, writer: &mut dyn Write)
             changed: topic.changed,
             config: topic.config.clone(),
             waits_for: topic.waits_for.clone(),
+            recovering: topic.recovering.clone(),
         };
         put(&Line::Topic(line), writer)?;
         for some in topic.partitions.chunks(PARTITIONS_PER_LINE) {
@@ -212,6 +215,7 @@ pub fn read_snapshot(reader: &mut dyn BufRead) -> Result<(Image, Position), Snap
                     config: line.config,
                     partitions: Vec::new(),
                     waits_for: line.waits_for,
+                    recovering: line.recovering,
                 };
                 image.topics.insert(line.id, Arc::new(topic));
             }

@@ -66,6 +66,7 @@ fn decide(image: &Image, request: &PartitionAlter) -> Result<(Vec<Record>, Vec<I
             partition: asked.partition,
             leader_epoch: asked.leader_epoch,
             partition_epoch: asked.partition_epoch,
+            recovered: asked.recovered,
             isr: asked.isr.iter().map(|member| (member.storage, member.node_epoch)).collect(),
         })
         .collect();
@@ -93,6 +94,7 @@ fn isr_error(error: IsrError) -> WireError {
         IsrError::StalePartitionEpoch { .. } => Code::InvalidUpdateVersion,
         IsrError::InvalidReplicas { .. } => Code::InvalidReplicaAssignment,
         IsrError::IneligibleReplica { .. } => Code::IneligibleReplica,
+        IsrError::Recovering { .. } => Code::InvalidState,
     };
     WireError::new(code, error.to_string())
 }

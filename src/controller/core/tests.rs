@@ -545,6 +545,7 @@ impl Rig {
                 leader_epoch: held.leader_epoch,
                 partition_epoch: held.epoch,
                 isr: vec![member],
+                recovered: false,
             }
         };
         let partitions = partitions.iter().map(asked).collect();

@@ -353,8 +353,13 @@ fn a_push_about_one_partition_leaves_the_others_alone() {
     ledger.topic(vec![vec![ME, OTHER], vec![OTHER, ME]]);
     let mut node = Node::running(&ledger);
     let has = ledger.position();
-    let change =
-        crate::metadata::PartitionChange { partition: 0, leader: Some(Some(OTHER)), isr: None, waits_for: None };
+    let change = crate::metadata::PartitionChange {
+        partition: 0,
+        leader: Some(Some(OTHER)),
+        isr: None,
+        waits_for: None,
+        recovering: None,
+    };
     ledger.partition(change);
     node.pushed(&ledger.push(has));
     let image = node.core.history.image().unwrap();
