@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::nats::{NatsServer, SYSTEM_PASSWORD, SYSTEM_USER};
 
@@ -15,6 +16,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Process(Child);
 
 impl Process {
+    /// The process stops, and its connections stay open.
+    fn freeze(&self) {
+        kill_process(Pid::from_child(&self.0), Signal::STOP).unwrap();
+    }
+
     fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
@@ -31,14 +37,20 @@ impl Drop for Process {
 struct Cluster {
     nats: NatsServer,
     folder: tempfile::TempDir,
+    /// Settings of all processes, as variables.
+    settings: Vec<(&'static str, &'static str)>,
     controllers: Vec<Process>,
     storage: Vec<Process>,
 }
 
 impl Cluster {
     fn start(controllers: u32, storage: u32) -> Self {
-        let (nats, folder) = (NatsServer::start(), tempfile::tempdir().unwrap());
-        let mut cluster = Self { nats, folder, controllers: Vec::new(), storage: Vec::new() };
+        Self::start_with(NatsServer::start(), &[], controllers, storage)
+    }
+
+    fn start_with(nats: NatsServer, settings: &[(&'static str, &'static str)], controllers: u32, storage: u32) -> Self {
+        let (folder, settings) = (tempfile::tempdir().unwrap(), settings.to_vec());
+        let mut cluster = Self { nats, folder, settings, controllers: Vec::new(), storage: Vec::new() };
         cluster.controllers = (0..controllers).map(|id| cluster.controller(id)).collect();
         cluster.storage = (0..storage).map(|id| cluster.node(id)).collect();
         cluster
@@ -47,7 +59,10 @@ impl Cluster {
     fn command(&self) -> Command {
         let mut command = Command::new(DMQ);
         command.current_dir(self.folder.path()).env("DMQ_NATS_URL", self.nats.url());
-        command.env("DMQ_NATS_SYSTEM_USER", SYSTEM_USER).env("DMQ_NATS_SYSTEM_PASSWORD", SYSTEM_PASSWORD);
+        command
+            .envs(self.settings.iter().copied())
+            .env("DMQ_NATS_SYSTEM_USER", SYSTEM_USER)
+            .env("DMQ_NATS_SYSTEM_PASSWORD", SYSTEM_PASSWORD);
         command
     }
 
@@ -160,6 +175,24 @@ fn a_standby_takes_over_from_a_killed_controller_and_loses_nothing() {
     assert_eq!(names, ["first", "second"]);
     let paired = after["storageNodes"][0]["pairedMetadataServiceId"].as_u64();
     assert_ne!(paired, None);
+}
+
+#[test]
+fn a_frozen_standby_does_not_hold_up_the_nodes_that_it_is_paired_with() {
+    // Nodes are paired anew only after a session, and would look for what is missing themselves only after a heartbeat's
+    // time and an unanswered fetch: both later than the answer is waited for.
+    let settings = [("DMQ_SESSION_TIMEOUT_MS", "6000"), ("DMQ_HEARTBEAT_INTERVAL_MS", "1500")];
+    let cluster = Cluster::start_with(NatsServer::start(), &settings, 2, 3);
+    let status = cluster.await_healthy();
+    let active = status["controller"]["id"].as_u64().unwrap();
+    let paired = |status: &Value| {
+        let nodes = status["storageNodes"].as_array().unwrap().iter();
+        nodes.map(|node| node["pairedMetadataServiceId"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert!(paired(&status).iter().any(|controller| *controller != active), "{status}");
+    cluster.controllers[1 - active as usize].freeze();
+    let made = cluster.run("topic create orders --wait 3s").unwrap();
+    assert_eq!((made["applied"].as_u64(), made["active"].as_u64()), (Some(3), Some(3)), "{made}");
 }
 
 #[test]

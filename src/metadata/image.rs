@@ -1,6 +1,6 @@
 //! The image: the state that the history folds to. It changes only by records, in [`Image::apply`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -143,6 +143,8 @@ pub struct Topic {
     pub partitions: Partitions,
     /// Partitions whose last in-sync replica was in a directory that is lost: nobody else can lead them.
     pub waits_for: BTreeMap<PartitionId, DirectoryId>,
+    /// Partitions whose leader came from an unclean election and has not said yet that it has recovered: it alone is in sync.
+    pub recovering: BTreeSet<PartitionId>,
 }
 
 impl Topic {
@@ -221,6 +223,10 @@ impl Image {
 
     pub fn partition(&self, topic: TopicId, partition: PartitionId) -> Option<&Partition> {
         self.topics.get(&topic)?.partitions.get(partition as usize)
+    }
+
+    pub fn is_recovering(&self, topic: TopicId, partition: PartitionId) -> bool {
+        self.topics.get(&topic).is_some_and(|topic| topic.recovering.contains(&partition))
     }
 
     pub fn request(&self, id: &RequestId) -> Option<&RequestOutcome> {
@@ -374,6 +380,7 @@ impl Image {
             config,
             partitions: Partitions::default(),
             waits_for: BTreeMap::new(),
+            recovering: BTreeSet::new(),
         };
         self.topics.insert(id, Arc::new(topic));
         self.add_partitions(version, id, replicas)
@@ -422,6 +429,15 @@ impl Image {
         let after = partition.leader;
         if after.is_some_and(|leader| !partition.in_sync(leader)) {
             return Err(inapplicable!("{after:?} is not in sync and cannot lead partition {number} of {topic}"));
+        }
+        let is_recovering = change.recovering.unwrap_or_else(|| held.recovering.contains(&number));
+        if is_recovering && partition.isr_len() != 1 {
+            return Err(inapplicable!("partition {number} of {topic} recovers with more than one in-sync replica"));
+        }
+        if is_recovering {
+            held.recovering.insert(number);
+        } else {
+            held.recovering.remove(&number);
         }
         match change.waits_for {
             Some(directory) => held.waits_for.insert(number, directory),

@@ -3,7 +3,7 @@
 //! The first line is the header, the last one counts the lines between. Written and read as a stream, a topic's partitions
 //! in lines of at most 10,000, so that a million of them need no buffer of their size.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, BufRead, Write};
 use std::sync::Arc;
 
@@ -76,6 +76,8 @@ struct TopicLine {
     changed: Version,
     config: BTreeMap<String, String>,
     waits_for: BTreeMap<PartitionId, DirectoryId>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    recovering: BTreeSet<PartitionId>,
 }
 
 /// Replicas, in-sync replicas, leader, leader epoch, partition epoch.
@@ -149,6 +151,7 @@ pub fn write_snapshot(image: &Image, position: Position, writer: &mut dyn Write)
             changed: topic.changed,
             config: topic.config.clone(),
             waits_for: topic.waits_for.clone(),
+            recovering: topic.recovering.clone(),
         };
         put(&Line::Topic(line), writer)?;
         let mut rest = topic.partitions.iter().map(to_tuple).peekable();
@@ -214,6 +217,7 @@ pub fn read_snapshot(reader: &mut dyn BufRead) -> Result<(Image, Position), Snap
                     config: line.config,
                     partitions: Partitions::default(),
                     waits_for: line.waits_for,
+                    recovering: line.recovering,
                 };
                 image.topics.insert(line.id, Arc::new(topic));
             }

@@ -405,7 +405,11 @@ impl Controller {
                 }
                 Record::StorageStateChanged { storage, state, .. } => self.session_state(*storage, *state, version),
                 Record::StorageReplaced { .. } | Record::StorageRemoved { .. } => self.pairing_dirty = true,
-                Record::PairingChanged { .. } => {}
+                Record::PairingChanged { storage, .. } => {
+                    if let Some(session) = self.sessions.get_mut(storage) {
+                        session.push.paired_anew();
+                    }
+                }
                 Record::PartitionsChanged { topic_id, changes } => {
                     for moved in changes {
                         self.leadership_moved(*topic_id, moved, version);

@@ -1,13 +1,14 @@
 //! The controller's decisions, without I/O: an input and the time go in, effects come out.
 //!
 //! Split by concern: `follow` reads the history, `office` takes and loses the lease, `append` writes, `sessions` watches
-//! over the storage nodes, `push` brings them the metadata, `admin` and `status` answer people, `restore` brings a lost
+//! over the storage nodes, `push` brings them the metadata, `isr` takes their leaders' requests, `admin` and `status` answer people, `restore` brings a lost
 //! history back. All of them share the one struct here; none of them may do I/O, read a clock or draw a random number.
 
 mod admin;
 mod api;
 mod append;
 mod follow;
+mod isr;
 mod office;
 mod push;
 mod restore;
@@ -136,6 +137,7 @@ impl Controller {
     pub fn handle(&mut self, now: Now, input: Input, effects: &mut Vec<Effect>) {
         self.now = now;
         match input {
+            Input::MessageLimit(bytes) => self.settings.message_limit = bytes,
             Input::Connected(connection) => self.on_connected(connection),
             Input::Disconnected => self.on_disconnected(),
             Input::Tick => {}

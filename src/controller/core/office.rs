@@ -379,14 +379,12 @@ impl Controller {
     fn fail_all(&mut self, why: &str) {
         let not_controller = || WireError::new(Code::NotController, format!("{why}; ask again"));
         for job in std::mem::take(&mut self.jobs) {
-            self.fail(job.token, not_controller());
+            self.fail(job.token(), not_controller());
         }
         for waiter in std::mem::take(&mut self.waiters) {
             self.answer_waiter(waiter);
         }
-        if let Some(in_flight) = self.in_flight.take()
-            && let Some(token) = in_flight.token()
-        {
+        for token in self.in_flight.take().map(|in_flight| in_flight.tokens()).unwrap_or_default() {
             let words = format!("the change may or may not take effect ({why}); ask again with the same request id");
             self.fail(token, WireError::new(Code::Unknown, words));
         }

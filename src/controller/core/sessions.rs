@@ -201,6 +201,7 @@ impl Controller {
         session.connection = Some(heartbeat.connection.clone());
         session.heard = Some(session.heard.map_or(received_at, |before| before.max(received_at)));
         session.ended = false;
+        session.push.heard();
         session.claimed = heartbeat.position;
         session.cluster = heartbeat.cluster;
         session.wanted = heartbeat.wanted;
