@@ -3,6 +3,8 @@
 //! Pure: no I/O, no clock, no randomness that is not passed in, no iteration over hash order. State changes in one place
 //! only, [`History::offer`], by applying records that are already durable.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 pub mod config;
 mod digest;
 mod entry;

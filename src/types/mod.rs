@@ -3,6 +3,8 @@
 //! Each is a type of its own, so that a controller's id cannot stand where a storage node's belongs. Nothing here does
 //! I/O, reads a clock or draws a random number.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 mod ids;
 mod name;
 mod offset;

@@ -220,6 +220,11 @@ impl Controller {
             let id = message.controller;
             self.weigh_claim(message.position, || format!("controller {id} (of cluster {cluster})"));
         }
+        if !self.may_be_peer(message.controller) {
+            let id = message.controller;
+            return self
+                .complain("too many controllers", || format!("controller {id} is one too many to keep track of"));
+        }
         let ended = self.has_ended(&message.connection);
         let heard = self.mono();
         let before = self.peers.insert(message.controller, Peer { heard, ended, message });

@@ -264,6 +264,7 @@ impl Controller {
             && cluster != image.cluster
         {
             let words = format!("this is cluster {}, not {cluster}", image.cluster);
+            self.complain("fetch of another cluster", || format!("a fetch of metadata was refused: {words}"));
             return self.fail(token, WireError::new(Code::InconsistentClusterId, words));
         }
         // Only what is on this controller's disk can be served from it.

@@ -8,11 +8,18 @@ use super::office::Role;
 use super::push::PushState;
 use super::{Controller, Effect, Level, Token};
 use crate::metadata::{NodeState, PartitionChange, Record, StorageNode, rules};
-use crate::types::{ClusterId, Connection, IncarnationId, Monotonic, NodeEpoch, Position, StorageId, TopicId, Version};
+use crate::types::{
+    ClusterId, Connection, ControllerId, IncarnationId, Monotonic, NodeEpoch, Position, StorageId, TopicId, Version,
+};
 use crate::wire::{Code, Health, Heartbeat, HeartbeatAnswer, PairingField, WantedState, WireError, WireMessage};
 
 /// How often leaderships are looked at for balance.
 pub(super) const BALANCE_EVERY: Duration = Duration::from_secs(10);
+/// Before a cluster is founded anybody may claim to be a node of one.
+const MAX_SESSIONS: usize = 1 << 17;
+/// Anybody may claim to be a controller. How many silent ones are remembered, and for how many sessions.
+const MAX_PEERS: usize = 256;
+const PEER_KEPT_SESSIONS: u32 = 20;
 
 /// A storage node as it is heard. Kept by active and standby alike, so that a new controller knows the living at once.
 #[derive(Clone, Debug)]
@@ -84,6 +91,15 @@ impl Controller {
         self.answer_heartbeat(&heartbeat, token);
     }
 
+    pub(super) fn on_stray(&mut self, subject: &str, token: Token) {
+        let shown: String = subject.chars().take(255).collect();
+        let words = format!("{shown} is no service's subject: it ends with a number, as in services.json");
+        // Subjects can be made up without end, so they are one kind of complaint.
+        self.complain("stray", || format!("a message was refused: {words}"));
+        let error = WireError::new(Code::InvalidRequest, words);
+        if self.answers() { self.fail(token, error) } else { self.out.push(Effect::Drop { token }) }
+    }
+
     /// Before there is a cluster here, a node that has one says so. Whether its history is lost, or only not read yet, the
     /// stream's head will show.
     fn heard_before_founding(&mut self, heartbeat: &Heartbeat, received_at: Monotonic) {
@@ -152,8 +168,12 @@ impl Controller {
             error: Some(error.clone()),
             ..self.bare_answer(image, heartbeat)
         };
+        // A process that has just begun heartbeats before it is registered: ordinary, and not counted.
+        let is_beginning = error.code == Code::UnknownNode
+            && heartbeat.node_epoch == NodeEpoch(0)
+            && image.storage.get(&id).is_some_and(|node| node.directory == Some(heartbeat.directory));
         self.out.push(Effect::Answer { token, payload: answer.encode() });
-        if error.code != Code::UnknownNode {
+        if !is_beginning {
             let who = format!("heartbeat {id} {}", heartbeat.incarnation);
             self.complain(&who, || format!("a heartbeat of storage node {id} does not count: {error}"));
         }
@@ -186,6 +206,9 @@ impl Controller {
     /// Takes note of a heartbeat that counts. False where it is late: over an ended connection, or overtaken by another.
     fn hear(&mut self, heartbeat: &Heartbeat, received_at: Monotonic) -> bool {
         if self.has_ended(&heartbeat.connection) {
+            return false;
+        }
+        if self.sessions.len() >= MAX_SESSIONS && !self.sessions.contains_key(&heartbeat.storage) {
             return false;
         }
         let fresh = || Session::new(heartbeat.incarnation);
@@ -358,6 +381,11 @@ impl Controller {
         }
     }
 
+    /// Whether there is room to remember that controller.
+    pub(super) fn may_be_peer(&self, id: ControllerId) -> bool {
+        self.peers.len() < MAX_PEERS || self.peers.contains_key(&id)
+    }
+
     pub(super) fn sweep(&mut self) {
         self.consider_founding();
         let now = self.mono();
@@ -367,6 +395,7 @@ impl Controller {
         if gone {
             self.pairing_dirty = true;
         }
+        self.peers.retain(|_, peer| now.since(peer.heard) < timeout * PEER_KEPT_SESSIONS);
     }
 
     /// All nodes are looked at with the next input.
