@@ -59,6 +59,24 @@ fn a_standby_takes_over_from_a_killed_controller_and_loses_nothing() {
 }
 
 #[test]
+fn a_frozen_standby_does_not_hold_up_the_nodes_that_it_is_paired_with() {
+    // Nodes are paired anew only after a session, and would look for what is missing themselves only after a heartbeat's
+    // time and an unanswered fetch: both later than the answer is waited for.
+    let settings = [("DMQ_SESSION_TIMEOUT_MS", "6000"), ("DMQ_HEARTBEAT_INTERVAL_MS", "1500")];
+    let cluster = Cluster::start_with(2, 3, &settings);
+    let status = cluster.await_healthy();
+    let active = status["controller"]["id"].as_u64().unwrap();
+    let paired = |status: &Value| {
+        let nodes = status["storageNodes"].as_array().unwrap().iter();
+        nodes.map(|node| node["pairedMetadataServiceId"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert!(paired(&status).iter().any(|controller| *controller != active), "{status}");
+    cluster.controllers[1 - active as usize].pause();
+    let made = cluster.run("topic create orders --wait 3s").unwrap();
+    assert_eq!((made["applied"].as_u64(), made["active"].as_u64()), (Some(3), Some(3)), "{made}");
+}
+
+#[test]
 fn a_wiped_history_stops_the_writes_and_is_restored_from_the_nodes() {
     let cluster = Cluster::start(2, 2);
     cluster.await_healthy();

@@ -11,6 +11,7 @@ mod entry;
 mod history;
 mod image;
 pub mod invariants;
+mod partitions;
 mod placement;
 mod record;
 pub mod rules;
@@ -27,6 +28,7 @@ pub use image::{
     ElectedController, Image, InapplicableRecord, MAX_PARTITIONS, MAX_REPLICAS, NodeState, Partition, RequestOutcome,
     StorageNode, Topic,
 };
+pub use partitions::Partitions;
 pub use placement::{PlacementError, place};
 pub use record::{PartitionChange, Record, SnapshotRef};
 pub use snapshot::{SnapshotError, read_snapshot, snapshot_base, write_snapshot};

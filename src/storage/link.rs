@@ -46,15 +46,17 @@ pub(super) struct Link {
     pub(super) up: bool,
 }
 
-/// Connects, within a time, and tells from then on whether the connection is up.
+/// Connects, within a time, and tells from then on whether the connection is up. The last of what is returned completes
+/// where NATS forbids a subscription within as much time again.
 pub(super) async fn connect(
     settings: &NatsSettings,
     name: &str,
     timeout: Duration,
     require_jetstream: bool,
-) -> Result<(Client, watch::Receiver<Link>), ConnectError> {
-    let Connection { client, mut generation, mut connected } =
-        config::connect(settings, name, timeout, require_jetstream).await?;
+) -> Result<(Client, watch::Receiver<Link>, impl Future<Output = ConnectError> + use<>), ConnectError> {
+    let connection = config::connect(settings, name, timeout, require_jetstream).await?;
+    let deaf = connection.deaf_within(timeout);
+    let Connection { client, mut generation, mut connected, .. } = connection;
     let look = |generation: &watch::Receiver<u64>, connected: &watch::Receiver<bool>| Link {
         generation: *generation.borrow(),
         up: *connected.borrow(),
@@ -70,5 +72,5 @@ pub(super) async fn connect(
             sender.send_replace(look(&generation, &connected));
         }
     });
-    Ok((client, links))
+    Ok((client, links, deaf))
 }

@@ -21,6 +21,7 @@ use super::serve::{Served, serve};
 use super::writer::{Job, start};
 use super::{StorageError, recover};
 use crate::bus::{BusError, raw};
+use crate::config::ConnectError;
 use crate::disk::{DataDirectory, MetadataReader, MetadataStore, Role};
 use crate::types::{IncarnationId, Monotonic, StorageId};
 use crate::wire::{CHUNK_HEADER, FetchRequest, Health, PushAck, WireMessage, admin};
@@ -84,11 +85,14 @@ pub async fn run(options: Options) -> Result<(), StorageError> {
 
 /// As [`run`], told to end by a message.
 pub async fn run_until(options: Options, mut shutdown: mpsc::Receiver<()>) -> Result<(), StorageError> {
-    let shell = tokio::select! {
-        shell = Shell::start(options) => shell?,
+    let (shell, deaf) = tokio::select! {
+        started = Shell::start(options) => started?,
         Some(()) = shutdown.recv() => return Ok(()),
     };
-    shell.run(shutdown).await
+    tokio::select! {
+        ended = shell.run(shutdown) => ended,
+        error = deaf => Err(error.into()),
+    }
 }
 
 struct Shell {
@@ -116,7 +120,7 @@ struct Shell {
 }
 
 impl Shell {
-    async fn start(options: Options) -> Result<Self, StorageError> {
+    async fn start(options: Options) -> Result<(Self, impl Future<Output = ConnectError> + use<>), StorageError> {
         let Options { data, id, rack, mut settings, nats, connect_timeout, subjects } = options;
         let opened = tokio::task::spawn_blocking(move || open(&data)).await;
         let opened = opened.map_err(|error| StorageError::Ended(format!("opening the directory: {error}")))?;
@@ -132,7 +136,7 @@ impl Shell {
         settings.jitter_seed ^= incarnation.as_u64_pair().0;
         let storage = bound.or(id);
         let name = storage.map_or("dmq-storage-new".to_owned(), |id| format!("dmq-storage-{id}"));
-        let (client, links) = connect(&nats, &name, connect_timeout, false).await?;
+        let (client, links, deaf) = connect(&nats, &name, connect_timeout, false).await?;
         let identity = Identity {
             directory: directory.directory_id(),
             incarnation: IncarnationId(incarnation),
@@ -146,7 +150,7 @@ impl Shell {
         let writer = start(store, events.clone())?;
         let request_timeout = settings.request_timeout;
         let sampler = Some(Sampler::new(directory.path()));
-        Ok(Self {
+        let shell = Self {
             core: StorageCore::new(identity, settings, history, epoch),
             directory,
             reader,
@@ -165,7 +169,8 @@ impl Shell {
             request_timeout,
             began: Instant::now(),
             ended: None,
-        })
+        };
+        Ok((shell, deaf))
     }
 
     async fn run(mut self, mut shutdown: mpsc::Receiver<()>) -> Result<(), StorageError> {

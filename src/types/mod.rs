@@ -7,6 +7,7 @@
 
 mod ids;
 mod name;
+mod offset;
 mod position;
 mod time;
 
@@ -15,5 +16,6 @@ pub use ids::{
     TopicId,
 };
 pub use name::{TopicName, TopicNameError};
+pub use offset::Offset;
 pub use position::{ControllerEpoch, Digest, LeaderEpoch, NodeEpoch, PairingEpoch, PartitionEpoch, Position, Version};
 pub use time::{Monotonic, WallTime};

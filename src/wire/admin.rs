@@ -154,6 +154,9 @@ pub struct PartitionDescription {
     pub partition_epoch: PartitionEpoch,
     pub replicas: Vec<StorageId>,
     pub isr: Vec<StorageId>,
+    /// After an unclean election, until its leader has said that it has recovered.
+    #[serde(default)]
+    pub recovering: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -211,6 +214,9 @@ pub struct IsrRequest {
     pub leader_epoch: LeaderEpoch,
     pub partition_epoch: PartitionEpoch,
     pub isr: Vec<IsrMember>,
+    /// The leader came from an unclean election and has recovered: others may join it from now on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recovered: bool,
 }
 
 /// A member with the incarnation that the leader heard from.
@@ -289,6 +295,9 @@ pub struct ClusterStatus {
     pub partitions: u64,
     pub leaderless_partitions: u64,
     pub under_replicated_partitions: u64,
+    /// Whose leaders have not recovered from an unclean election yet.
+    #[serde(default)]
+    pub recovering_partitions: u64,
     /// Messages that were refused since the controller started.
     pub refused_messages: u64,
 }

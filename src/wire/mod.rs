@@ -1,4 +1,5 @@
-//! The messages between processes: JSON in camelCase, so that `nats sub 'dmq.>'` can be read.
+//! The messages between processes: JSON in camelCase, so that `nats sub 'dmq.>'` can be read; those that carry records are
+//! binary.
 //!
 //! Every message has its `type` with a version. New fields are optional with a default; in admin requests an unknown field is
 //! refused, elsewhere it is passed over, so that an old process understands a newer one.
@@ -10,6 +11,7 @@ mod error;
 mod fetch;
 mod heartbeat;
 mod push;
+pub mod replica;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -32,15 +34,23 @@ pub trait WireMessage: Serialize + for<'de> Deserialize<'de> {
     }
 
     fn decode(payload: &[u8]) -> Result<Self, WireError> {
-        check_object(payload)?;
-        let tag: Tag<'_> = serde_json::from_slice(payload).map_err(|error| WireError::malformed(&error))?;
-        match tag.r#type {
-            Some(found) if found == Self::TYPE => {}
-            Some(found) => return Err(WireError::unknown_type(&found, Self::TYPE)),
-            None => return Err(WireError::unknown_type("", Self::TYPE)),
+        // Whoever writes as `encode` does has the type in front: then one pass is enough.
+        if !begins_with_type(payload, Self::TYPE) {
+            check_object(payload)?;
+            let tag: Tag<'_> = serde_json::from_slice(payload).map_err(|error| WireError::malformed(&error))?;
+            match tag.r#type {
+                Some(found) if found == Self::TYPE => {}
+                Some(found) => return Err(WireError::unknown_type(&found, Self::TYPE)),
+                None => return Err(WireError::unknown_type("", Self::TYPE)),
+            }
         }
         serde_json::from_slice(payload).map_err(|error| WireError::malformed(&error))
     }
+}
+
+fn begins_with_type(payload: &[u8], r#type: &str) -> bool {
+    let rest = payload.strip_prefix(br#"{"type":""#).and_then(|rest| rest.strip_prefix(r#type.as_bytes()));
+    rest.is_some_and(|rest| rest.starts_with(b"\""))
 }
 
 /// serde would take an array as well, field by field in the order of our declarations, which are nobody's format.

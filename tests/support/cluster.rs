@@ -59,7 +59,11 @@ impl Cluster {
 
     /// With these settings, as environment variables.
     pub fn start_with(controllers: u32, storage: u32, env: &[(&'static str, &str)]) -> Self {
-        let (nats, folder) = (NatsServer::start(), tempfile::tempdir().unwrap());
+        Self::start_on(NatsServer::start(), controllers, storage, env)
+    }
+
+    pub fn start_on(nats: NatsServer, controllers: u32, storage: u32, env: &[(&'static str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let env = env.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
         let mut cluster = Self { nats, folder, controllers: Vec::new(), storage: Vec::new(), env };
         cluster.controllers = (0..controllers).map(|id| cluster.controller(id)).collect();

@@ -161,7 +161,7 @@ impl Driver {
             heartbeats: heartbeats_in,
             shutdown,
         };
-        let view = view(&services);
+        let view = view(&services, &jetstream.log);
         let mut driver = Self {
             core,
             me,
@@ -340,7 +340,8 @@ impl Driver {
             Report::Down => self.feed(Input::Disconnected).await,
             Report::Services(services) => {
                 tracing::info!("a new services.json holds");
-                let view = view(&services);
+                let view = view(&services, &self.jetstream.log);
+                view.problems.iter().for_each(|problem| tracing::error!("{problem}"));
                 self.services = services;
                 self.subjects.clear();
                 self.feed(Input::Services(Arc::new(view))).await;

@@ -37,7 +37,12 @@ pub(super) async fn advisories(
             tracing::warn!("no login to NATS's system account (nats.system_user, nats.system_creds): {SILENCE}");
             return Ok(None);
         }
-        Err(error @ (ConnectError::Settings(_) | ConnectError::Refused { .. })) => return Err(error),
+        Err(
+            error @ (ConnectError::Settings(_)
+            | ConnectError::Refused { .. }
+            | ConnectError::Forbidden { .. }
+            | ConnectError::Tls { .. }),
+        ) => return Err(error),
         Err(
             error @ (ConnectError::Unreachable { .. }
             | ConnectError::TooOld { .. }
@@ -94,7 +99,7 @@ impl States {
 pub(super) async fn watch(connection: Connection, jetstream: JetStream, reports: mpsc::Sender<Report>) {
     const PATIENCE: Duration = Duration::from_secs(2);
     const RETRY: Duration = Duration::from_millis(50);
-    let Connection { client, generation, connected } = connection;
+    let Connection { client, generation, connected, .. } = connection;
     let mut states = States { generation, connected };
     let mut said: Option<State> = None;
     loop {

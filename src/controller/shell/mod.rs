@@ -137,6 +137,7 @@ pub async fn run_until(options: Options, shutdown: mpsc::Receiver<()>) -> Result
 
     let name = format!("dmq-controller-{id}");
     let connection = config::connect(&nats, &name, connect_timeout, true).await?;
+    let deaf = connection.deaf_within(connect_timeout);
     let client = connection.client.clone();
     // A message has an envelope and headers around what the core puts in.
     let room = client.max_payload().saturating_sub(8 * 1024).max(4 * 1024);
@@ -169,7 +170,10 @@ pub async fn run_until(options: Options, shutdown: mpsc::Receiver<()>) -> Result
 
     let core = Controller::new(me, settings, history, last);
     let parts = driver::Parts { core, me, belongs_to, clock, connection, jetstream, services, advisories };
-    Driver::run(parts, directory, store, shutdown).await
+    tokio::select! {
+        ended = Driver::run(parts, directory, store, shutdown) => ended,
+        error = deaf => Err(error.into()),
+    }
 }
 
 /// The longest wait for one answer of JetStream. The core asks again after two seconds.
@@ -200,9 +204,16 @@ impl JetStream {
     }
 }
 
-/// What the core needs to know of services.json.
-fn view(services: &Services) -> ServicesView {
+/// What the core needs to know of services.json. The history's subject is that of its stream, and stays what it was.
+fn view(services: &Services, log: &Log) -> ServicesView {
+    let (present, wanted) = (&log.config().subject, services.log_subject());
+    let moved = (*present != wanted).then(|| {
+        format!(
+            "services.json moves the history to {wanted}, which cannot be done: it stays on {present}, take that back"
+        )
+    });
     ServicesView {
+        problems: moved.into_iter().collect(),
         pairings: services.storage_ids().filter_map(|id| Some((id, services.pairing(id)?))).collect(),
         storage: services.storage_ids().collect(),
         controllers: services.controller_ids().collect(),
