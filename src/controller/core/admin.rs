@@ -185,7 +185,17 @@ impl Controller {
         if self.answered_before(token, &command) {
             return;
         }
-        match self.decide(&command) {
+        let weighed = match &command {
+            Command::RegisterNode(request) => self.weigh_registration(request),
+            Command::CreateTopic(..)
+            | Command::AlterTopic(_)
+            | Command::DeleteTopic(_)
+            | Command::DrainNode(_)
+            | Command::ReplaceNode(_)
+            | Command::RemoveNode(_)
+            | Command::RemoveNode(_) => Ok(()),
+        };
+        match weighed.and_then(|()| self.decide(&command)) {
             Err(error) => {
                 if let Command::RegisterNode(request) = &command {
                     let who = format!("register {}", request.directory);

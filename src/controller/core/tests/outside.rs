@@ -84,6 +84,41 @@ fn a_restarted_node_that_has_more_than_any_controller_is_what_a_restore_begins_f
 }
 
 #[test]
+fn a_node_that_comes_back_with_more_than_the_history_stops_the_writes_before_it_is_registered() {
+    let mut rig = Rig::with_nodes();
+    let (before, head) = (rig.stream.len(), rig.core.history().position());
+    let more = Position { version: Version(head.version.0 + 3), digest: Digest([9; 16]) };
+    let register = |rig: &mut Rig, directory: u128, storage| {
+        let request = NodeRegister {
+            cluster: Some(ClusterId(Uuid::from_u128(3))),
+            directory: DirectoryId(Uuid::from_u128(directory)),
+            incarnation: IncarnationId(Uuid::from_u128(777)),
+            storage: Some(StorageId(storage)),
+            rack: None,
+            position: more,
+            connection: connection(70),
+        };
+        let token = rig.admin("node", "register", admin::encode(&request));
+        rig.answer(token).unwrap().as_ref().map_err(|error| error.code).cloned()
+    };
+    rig.feed(Input::ConnectionEnded(connection(10)));
+    let fenced = rig.stream.len();
+    assert!(fenced > before);
+    assert_eq!(register(&mut rig, 100, 0), Err(Code::Busy));
+    rig.pass(Duration::from_secs(2));
+    assert_eq!((rig.core.role(), rig.stream.len()), (ControllerRole::Halted, fenced));
+    let payload = heartbeat_of(&rig, 100, more);
+    let (storage, received_at) = (StorageId(0), rig.now.monotonic);
+    rig.feed(Input::Heartbeat { storage, received_at, payload, token: Token(7_000) });
+    assert_eq!(plan(&mut rig).source, more);
+    // Of a directory that nobody knows it says nothing.
+    let mut rig = Rig::with_nodes();
+    assert!(register(&mut rig, 4_242, 9).is_ok());
+    rig.pass(Duration::from_secs(2));
+    assert_eq!(rig.core.role(), ControllerRole::Active);
+}
+
+#[test]
 fn a_restarted_node_counts_for_nothing_while_the_history_is_whole() {
     let mut rig = Rig::with_nodes();
     let mine = rig.core.history().position();
