@@ -192,7 +192,6 @@ impl Controller {
             | Command::DeleteTopic(_)
             | Command::DrainNode(_)
             | Command::ReplaceNode(_)
-            | Command::RemoveNode(_)
             | Command::RemoveNode(_) => Ok(()),
         };
         match weighed.and_then(|()| self.decide(&command)) {
