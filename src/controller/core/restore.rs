@@ -3,8 +3,8 @@
 use super::append::Purpose;
 use super::office::Role;
 use super::{Controller, Effect, Level, MetadataHolder, Token};
-use crate::metadata::{Image, Record, SnapshotRef, restored_base, restored_version};
-use crate::types::{ClusterId, Position, Version};
+use crate::metadata::{Image, NodeState, Record, SnapshotRef, StorageNode, restored_base, restored_version};
+use crate::types::{ClusterId, Position, StorageId, Version};
 use crate::wire::admin::{MetadataRestore, RestorePlan};
 use crate::wire::{Code, WireError, admin};
 
@@ -86,8 +86,10 @@ impl Controller {
         for id in self.services.controllers.iter().filter(|id| !heard(MetadataHolder::Controller(**id))) {
             not_heard.push(format!("controller {id}"));
         }
-        let registered =
-            self.image().map(|image| image.storage.keys().copied().collect::<Vec<_>>()).unwrap_or_default();
+        // Who was removed for good is not missed.
+        let stays = |(id, node): (&StorageId, &StorageNode)| (node.state != NodeState::Removed).then_some(*id);
+        let registered: Vec<_> =
+            self.image().map(|image| image.storage.iter().filter_map(stays).collect()).unwrap_or_default();
         let listed = self.services.storage.iter().copied().chain(registered).collect::<std::collections::BTreeSet<_>>();
         for id in listed.iter().filter(|id| !heard(MetadataHolder::Storage(**id))) {
             not_heard.push(format!("storage node {id}"));

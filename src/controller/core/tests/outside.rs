@@ -84,6 +84,17 @@ fn a_restarted_node_that_has_more_than_any_controller_is_what_a_restore_begins_f
 }
 
 #[test]
+fn a_node_that_was_removed_is_not_missed_by_a_restore() {
+    let mut rig = Rig::with_nodes();
+    rig.feed(Input::ConnectionEnded(connection(11)));
+    let token = rig.admin("node", "remove", r#"{"id":1,"terms":{"waitMs":0}}"#.into());
+    assert!(rig.answer(token).unwrap().is_ok());
+    rig.missing = true;
+    rig.pass(Duration::from_secs(4));
+    assert_eq!(plan(&mut rig).not_heard, ["storage node 0"]);
+}
+
+#[test]
 fn a_node_that_comes_back_with_more_than_the_history_stops_the_writes_before_it_is_registered() {
     let mut rig = Rig::with_nodes();
     let (before, head) = (rig.stream.len(), rig.core.history().position());
