@@ -2,112 +2,8 @@
 
 mod support;
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
 use serde_json::Value;
-use support::nats::{NatsServer, SYSTEM_PASSWORD, SYSTEM_USER};
-
-const DMQ: &str = env!("CARGO_BIN_EXE_dmq");
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Process(Child);
-
-impl Process {
-    fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-struct Cluster {
-    nats: NatsServer,
-    folder: tempfile::TempDir,
-    controllers: Vec<Process>,
-    storage: Vec<Process>,
-}
-
-impl Cluster {
-    fn start(controllers: u32, storage: u32) -> Self {
-        let (nats, folder) = (NatsServer::start(), tempfile::tempdir().unwrap());
-        let mut cluster = Self { nats, folder, controllers: Vec::new(), storage: Vec::new() };
-        cluster.controllers = (0..controllers).map(|id| cluster.controller(id)).collect();
-        cluster.storage = (0..storage).map(|id| cluster.node(id)).collect();
-        cluster
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(DMQ);
-        command.current_dir(self.folder.path()).env("DMQ_NATS_URL", self.nats.url());
-        command.env("DMQ_NATS_SYSTEM_USER", SYSTEM_USER).env("DMQ_NATS_SYSTEM_PASSWORD", SYSTEM_PASSWORD);
-        command
-    }
-
-    fn process(&self, role: &str, id: u32) -> Process {
-        let data = self.folder.path().join(format!("{role}-{id}"));
-        let log = std::fs::File::options().create(true).append(true).open(data.with_extension("log")).unwrap();
-        let mut command = self.command();
-        command.args([role, "--id", &id.to_string(), "--data"]).arg(&data);
-        Process(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
-    }
-
-    fn controller(&self, id: u32) -> Process {
-        self.process("controller", id)
-    }
-
-    fn node(&self, id: u32) -> Process {
-        self.process("storage", id)
-    }
-
-    fn run(&self, line: &str) -> Result<Value, String> {
-        let output = self.command().args(line.split(' ')).args(["--output", "json"]).output().unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        match serde_json::from_slice(&output.stdout) {
-            Ok(answer) if output.status.success() => Ok(answer),
-            Ok(_) | Err(_) => Err(format!("{line}: {} {stderr}", String::from_utf8_lossy(&output.stdout))),
-        }
-    }
-
-    fn await_that<T>(&self, what: &str, mut found: impl FnMut() -> Result<T, String>) -> T {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match found() {
-                Ok(found) => return found,
-                Err(why) if Instant::now() > deadline => {
-                    panic!("not within {PATIENCE:?}: {what}: {why}\n{}", self.logs())
-                }
-                // Each look is a process of its own that asks the cluster, so this is no busy loop.
-                Err(_) => {}
-            }
-        }
-    }
-
-    /// Until all the nodes that were started are registered and active, and nothing else is wrong.
-    fn await_healthy(&self) -> Value {
-        let wanted = self.storage.len();
-        self.await_that("the cluster is healthy", || {
-            let status = self.run("cluster status")?;
-            let nodes = status["storageNodes"].as_array().map_or(0, Vec::len);
-            if nodes == wanted { Ok(status) } else { Err(status.to_string()) }
-        })
-    }
-
-    fn logs(&self) -> String {
-        let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
-        let mut paths: Vec<_> = std::fs::read_dir(self.folder.path()).unwrap().flatten().map(|e| e.path()).collect();
-        paths.sort();
-        let logs = paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "log"));
-        logs.map(|path| format!("--- {}\n{}", path.display(), read(path))).collect()
-    }
-}
+use support::cluster::Cluster;
 
 fn leaders(topic: &Value) -> Vec<Option<u64>> {
     topic["partitions"].as_array().unwrap().iter().map(|partition| partition["leader"].as_u64()).collect()
@@ -160,6 +56,24 @@ fn a_standby_takes_over_from_a_killed_controller_and_loses_nothing() {
     assert_eq!(names, ["first", "second"]);
     let paired = after["storageNodes"][0]["pairedMetadataServiceId"].as_u64();
     assert_ne!(paired, None);
+}
+
+#[test]
+fn a_frozen_standby_does_not_hold_up_the_nodes_that_it_is_paired_with() {
+    // Nodes are paired anew only after a session, and would look for what is missing themselves only after a heartbeat's
+    // time and an unanswered fetch: both later than the answer is waited for.
+    let settings = [("DMQ_SESSION_TIMEOUT_MS", "6000"), ("DMQ_HEARTBEAT_INTERVAL_MS", "1500")];
+    let cluster = Cluster::start_with(2, 3, &settings);
+    let status = cluster.await_healthy();
+    let active = status["controller"]["id"].as_u64().unwrap();
+    let paired = |status: &Value| {
+        let nodes = status["storageNodes"].as_array().unwrap().iter();
+        nodes.map(|node| node["pairedMetadataServiceId"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert!(paired(&status).iter().any(|controller| *controller != active), "{status}");
+    cluster.controllers[1 - active as usize].pause();
+    let made = cluster.run("topic create orders --wait 3s").unwrap();
+    assert_eq!((made["applied"].as_u64(), made["active"].as_u64()), (Some(3), Some(3)), "{made}");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use dmq::storage::{Data, Subjects};
 use dmq::types::{ControllerId, Position, StorageId, Version};
 use dmq::wire::admin::{ClusterStatus, TopicCreate, TopicList};
 use dmq::wire::{Code, ControllerRole, ErrorBody, FetchAnswer, FetchRequest, WireMessage};
+use futures::StreamExt as _;
 use support::nats::{NatsServer, SYSTEM_PASSWORD, SYSTEM_USER};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -310,6 +311,14 @@ async fn a_purged_history_is_taken_up_from_its_snapshot_and_served_from_disks() 
     let node = cluster.storage(0);
     cluster.active_nodes(1).await;
     let jetstream = async_nats::jetstream::new(cluster.client.clone());
+    // What is left where a controller died while it wrote a snapshot.
+    let cut_off = async {
+        while jetstream.get_stream("OBJ_DMQ_SNAPSHOTS").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        jetstream.publish("$O.DMQ_SNAPSHOTS.C.cut-off", "half".into()).await.unwrap().await.unwrap();
+    };
+    timeout(DEADLINE, cut_off).await.expect("the bucket is there");
     let mut number = 0;
     let purged = async {
         loop {
@@ -322,6 +331,21 @@ async fn a_purged_history_is_taken_up_from_its_snapshot_and_served_from_disks() 
         }
     };
     timeout(DEADLINE, purged).await.expect("the history is purged behind a snapshot");
+    // What is older than the last two is gone, and what a writer left that was cut off.
+    let tidy = async {
+        loop {
+            let objects = jetstream.get_object_store("DMQ_SNAPSHOTS").await.unwrap();
+            let count = objects.list().await.unwrap().count().await;
+            let chunks = jetstream.get_stream("OBJ_DMQ_SNAPSHOTS").await.unwrap();
+            let left = chunks.get_last_raw_message_by_subject("$O.DMQ_SNAPSHOTS.C.cut-off").await.is_ok();
+            if count <= 2 && !left {
+                return;
+            }
+            number += 1;
+            cluster.create_topic(&format!("topic-{number}")).await;
+        }
+    };
+    timeout(DEADLINE, tidy).await.expect("old snapshots are removed behind a new one");
     // One with an empty disk begins from the snapshot, and has all of it.
     let second = cluster.controller(1);
     let status = cluster.standby(1).await;
@@ -399,6 +423,25 @@ async fn a_new_services_json_moves_the_subjects_without_a_restart() {
     };
     timeout(DEADLINE, settled).await.expect("it listens where the new file says, and nowhere else");
     controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_services_json_cannot_move_the_history_and_the_status_says_so() {
+    let cluster = Cluster::new(false).await;
+    let controller = cluster.controller(0);
+    cluster.active(0).await;
+    let moves = r#"{ "subjects": { "log": "ops.log" } }"#;
+    cluster.services.send_replace(Arc::new(Services::parse(moves).unwrap()));
+    let says = |status: &ClusterStatus| status.problems.iter().any(|problem| problem.contains("ops.log"));
+    cluster.status("it is said", says).await;
+    let node = cluster.storage(0);
+    cluster.active_nodes(1).await;
+    let created = cluster.create_topic("orders").await;
+    assert_eq!((created.applied, created.active), (1, 1), "it goes on under the subject of before");
+    cluster.services.send_replace(Arc::new(Services::default()));
+    cluster.status("it is taken back", |status| status.healthy).await;
+    controller.stop().await;
+    node.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

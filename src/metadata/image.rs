@@ -1,11 +1,12 @@
 //! The image: the state that the history folds to. It changes only by records, in [`Image::apply`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
+use super::partitions::Partitions;
 use super::record::{PartitionChange, Record, SnapshotRef};
 use crate::types::{
     ClusterId, ControllerEpoch, ControllerId, DirectoryId, IncarnationId, LeaderEpoch, NodeEpoch, PairingEpoch,
@@ -139,9 +140,11 @@ pub struct Topic {
     /// The last change of its name, configuration or number of partitions; leaders and in-sync replicas don't count.
     pub changed: Version,
     pub config: BTreeMap<String, String>,
-    pub partitions: Vec<Partition>,
+    pub partitions: Partitions,
     /// Partitions whose last in-sync replica was in a directory that is lost: nobody else can lead them.
     pub waits_for: BTreeMap<PartitionId, DirectoryId>,
+    /// Partitions whose leader came from an unclean election and has not said yet that it has recovered: it alone is in sync.
+    pub recovering: BTreeSet<PartitionId>,
 }
 
 impl Topic {
@@ -168,7 +171,8 @@ pub struct RequestOutcome {
     pub answer: Arc<str>,
 }
 
-/// The metadata at one position. Cloning costs one reference per topic and node, not per partition.
+/// The metadata at one position. Cloning costs one reference per topic and node, not per partition; a change to what is shared
+/// copies a few hundred partitions at most.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Image {
     pub cluster: ClusterId,
@@ -219,6 +223,10 @@ impl Image {
 
     pub fn partition(&self, topic: TopicId, partition: PartitionId) -> Option<&Partition> {
         self.topics.get(&topic)?.partitions.get(partition as usize)
+    }
+
+    pub fn is_recovering(&self, topic: TopicId, partition: PartitionId) -> bool {
+        self.topics.get(&topic).is_some_and(|topic| topic.recovering.contains(&partition))
     }
 
     pub fn request(&self, id: &RequestId) -> Option<&RequestOutcome> {
@@ -370,8 +378,9 @@ impl Image {
             created: version,
             changed: version,
             config,
-            partitions: Vec::new(),
+            partitions: Partitions::default(),
             waits_for: BTreeMap::new(),
+            recovering: BTreeSet::new(),
         };
         self.topics.insert(id, Arc::new(topic));
         self.add_partitions(version, id, replicas)
@@ -421,6 +430,15 @@ impl Image {
         if after.is_some_and(|leader| !partition.in_sync(leader)) {
             return Err(inapplicable!("{after:?} is not in sync and cannot lead partition {number} of {topic}"));
         }
+        let is_recovering = change.recovering.unwrap_or_else(|| held.recovering.contains(&number));
+        if is_recovering && partition.isr_len() != 1 {
+            return Err(inapplicable!("partition {number} of {topic} recovers with more than one in-sync replica"));
+        }
+        if is_recovering {
+            held.recovering.insert(number);
+        } else {
+            held.recovering.remove(&number);
+        }
         match change.waits_for {
             Some(directory) => held.waits_for.insert(number, directory),
             None if after.is_some() => held.waits_for.remove(&number),
@@ -469,7 +487,7 @@ impl Image {
             node.leaders = 0;
         }
         for topic in self.topics.values_mut() {
-            for partition in &mut Arc::make_mut(topic).partitions {
+            for partition in Arc::make_mut(topic).partitions.iter_mut() {
                 partition.leader = None;
                 partition.leader_epoch.0 = (partition.leader_epoch.0 / STEP + 1) * STEP;
                 partition.epoch.0 = (partition.epoch.0 / STEP + 1) * STEP;

@@ -32,7 +32,7 @@ fn check_topic(image: &Image, topic: &Topic, counts: &mut BTreeMap<StorageId, (u
     if topic.changed < topic.created {
         return Err(format!("topic {} was changed at {} before it was created", topic.name, topic.changed));
     }
-    for (number, partition) in (0..).zip(&topic.partitions) {
+    for (number, partition) in (0..).zip(topic.partitions.iter()) {
         check_partition(image, topic, number, partition)
             .map_err(|wrong| format!("partition {number} of topic {}: {wrong}", topic.name))?;
         for replica in &partition.replicas {
@@ -41,6 +41,9 @@ fn check_topic(image: &Image, topic: &Topic, counts: &mut BTreeMap<StorageId, (u
         if let Some(leader) = partition.leader {
             counts.entry(leader).or_default().0 += 1;
         }
+    }
+    if let Some(beyond) = topic.recovering.iter().find(|number| **number as usize >= topic.partitions.len()) {
+        return Err(format!("partition {beyond} of topic {} recovers but does not exist", topic.name));
     }
     match topic.waits_for.keys().find(|number| **number as usize >= topic.partitions.len()) {
         Some(beyond) => Err(format!("partition {beyond} of topic {} waits but does not exist", topic.name)),
@@ -58,6 +61,9 @@ fn check_partition(image: &Image, topic: &Topic, number: PartitionId, partition:
     }
     if partition.isr_len() == 0 || partition.isr().count() != partition.isr_len() {
         return Err("its in-sync replicas are none, or not among its replicas".into());
+    }
+    if topic.recovering.contains(&number) && partition.isr_len() != 1 {
+        return Err("it recovers from an unclean election, and others than its leader are in sync".into());
     }
     if let Some(leader) = partition.leader {
         if !partition.in_sync(leader) {

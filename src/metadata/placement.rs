@@ -1,9 +1,13 @@
 //! Where the replicas of new partitions go, and which of them is preferred as leader.
 //!
-//! Each partition takes the nodes with the fewest replicas, in racks that it is not in yet where there are such; then
-//! leaderships are evened out along chains of partitions, or by an exchange where there is no chain. So nodes differ by at most
-//! one replica, and a topic's leaderships by at most one, where racks allow. Over many topics replicas come first: to keep
-//! them even, leaderships may come to differ by two.
+//! Each partition takes the nodes with the fewest replicas, in racks that it is not in yet where there are such, and the one
+//! of them that leads least is preferred. Beside that, the nodes with one replica more than others and those with one
+//! leadership more are kept nested, the one set within the other: then there is always a node that may take the next
+//! leadership and is due for the next replica, so that nodes differ by at most one replica and one leadership, over one topic
+//! as over many, where racks allow. What racks do not allow is evened out along chains of partitions, or by an exchange.
+//!
+//! Within that, a leader's followers are those that follow it least so far: when it dies, each of many survivors leads a few
+//! partitions more, where fixed groups of nodes would burden one or two.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -19,77 +23,190 @@ pub enum PlacementError {
     Factor(usize),
 }
 
-/// How a node is loaded, in the order in which nodes are taken.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Load {
-    replicas: u32,
-    leaders: u32,
-    /// Moves the starting point with each topic.
-    turn: u32,
-    node: StorageId,
-}
-
 /// The nodes of `count` new partitions of `factor` replicas each, the preferred leader first.
 pub fn place(image: &Image, count: u32, factor: usize) -> Result<Vec<Vec<StorageId>>, PlacementError> {
     if !(1..=MAX_REPLICAS).contains(&factor) {
         return Err(PlacementError::Factor(factor));
     }
-    let nodes: Vec<_> = image.active_nodes().collect();
-    if nodes.len() < factor {
-        return Err(PlacementError::TooFewNodes { factor, active: nodes.len() });
+    let active = image.active_nodes().count();
+    if active < factor {
+        return Err(PlacementError::TooFewNodes { factor, active });
     }
-    let size = nodes.len() as u32;
-    let start = (image.topics_created % u64::from(size)) as u32;
-    let racks: BTreeMap<StorageId, Option<Arc<str>>> =
-        nodes.iter().map(|(id, node)| (*id, node.rack.clone())).collect();
-    let mut loads: BTreeSet<Load> = BTreeSet::new();
-    for (index, (node, held)) in nodes.iter().enumerate() {
-        let turn = (index as u32 + size - start) % size;
-        loads.insert(Load { replicas: held.replicas, leaders: held.leaders, turn, node: *node });
+    if count == 0 {
+        return Ok(Vec::new());
     }
-    let mut placed = Vec::with_capacity(count as usize);
-    for _ in 0..count {
-        let mut chosen = choose(&loads, &racks, factor);
-        let leader = chosen.iter().enumerate().min_by_key(|(_, load)| (load.leaders, load.turn)).map_or(0, |(n, _)| n);
-        chosen[..=leader].rotate_right(1);
-        for (index, load) in chosen.iter().enumerate() {
-            loads.remove(load);
-            let leaders = load.leaders + u32::from(index == 0);
-            loads.insert(Load { replicas: load.replicas + 1, leaders, ..*load });
-        }
-        placed.push(chosen.iter().map(|load| load.node).collect());
-    }
-    let fewest = loads.first().map_or(0, |load| load.replicas);
-    let score = |load: &Load| (load.node, 2 * i64::from(load.leaders) - i64::from(load.replicas > fewest));
-    even_leaders(&mut placed, loads.iter().map(score).collect(), &racks);
+    let mut table = Table::new(image);
+    let mut placed: Vec<_> = (0..count).map(|_| table.next(factor)).collect();
+    let fewest = table.nodes.iter().map(|node| node.replicas).min().unwrap_or(0);
+    let score = |node: &Node| (node.id, 2 * i64::from(node.leaders) - i64::from(node.replicas > fewest));
+    let racks = image.active_nodes().map(|(id, node)| (id, node.rack.clone())).collect();
+    even_leaders(&mut placed, table.nodes.iter().map(score).collect(), &racks);
     Ok(placed)
 }
 
-/// The least loaded nodes, one per rack while there are racks left.
-fn choose(loads: &BTreeSet<Load>, racks: &BTreeMap<StorageId, Option<Arc<str>>>, factor: usize) -> Vec<Load> {
-    let mut chosen: Vec<Load> = Vec::with_capacity(factor);
-    let mut used: Vec<&Option<Arc<str>>> = Vec::with_capacity(factor);
-    while chosen.len() < factor {
-        let before = chosen.len();
-        for load in loads {
-            if chosen.len() == factor {
-                break;
-            }
-            let rack = &racks[&load.node];
-            // A node without a rack counts as one of its own.
-            if chosen.contains(load) || (rack.is_some() && used.contains(&rack)) {
-                continue;
-            }
-            chosen.push(*load);
-            used.push(rack);
+/// A node as one index of the table.
+struct Node {
+    id: StorageId,
+    group: usize,
+    replicas: u32,
+    leaders: u32,
+}
+
+/// In the order in which nodes are taken.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Load {
+    replicas: u32,
+    leaders: u32,
+    /// Another order with each topic and each leadership.
+    turn: u32,
+    node: usize,
+}
+
+impl Load {
+    fn least(replicas: u32, leaders: u32) -> Self {
+        Self { replicas, leaders, turn: 0, node: 0 }
+    }
+}
+
+/// The nodes of no rack, which exclude nobody.
+const NO_RACK: usize = 0;
+/// How many nodes that are as good as each other are looked at for a follower.
+const LOOKED_AT: usize = 32;
+
+/// The active nodes and what is on them, as it grows.
+struct Table {
+    nodes: Vec<Node>,
+    /// Those of no rack, then those of each rack.
+    groups: Vec<BTreeSet<Load>>,
+    /// For each node that leads new partitions, how many of them each node follows, and how many as the first in line.
+    followed: Vec<Vec<(u32, u32)>>,
+    seed: u64,
+}
+
+impl Table {
+    fn new(image: &Image) -> Self {
+        let mut racks: BTreeMap<Arc<str>, usize> = BTreeMap::new();
+        let mut nodes = Vec::new();
+        for (id, node) in image.active_nodes() {
+            let next = racks.len() + 1;
+            let group = node.rack.clone().map_or(NO_RACK, |rack| *racks.entry(rack).or_insert(next));
+            nodes.push(Node { id, group, replicas: node.replicas, leaders: node.leaders });
         }
-        // Every rack has its share: begin another round of them.
-        used.clear();
-        if chosen.len() == before {
-            break;
+        let followed = vec![Vec::new(); nodes.len()];
+        let groups = vec![BTreeSet::new(); racks.len() + 1];
+        let mut table = Self { nodes, groups, followed, seed: image.topics_created };
+        (0..table.nodes.len()).for_each(|node| table.put(node));
+        table
+    }
+
+    fn put(&mut self, node: usize) {
+        let Node { group, replicas, leaders, .. } = self.nodes[node];
+        let turn = mix(self.seed ^ (u64::from(leaders) << 32) ^ ((node as u64) << 48));
+        self.groups[group].insert(Load { replicas, leaders, turn, node });
+    }
+
+    /// Places one partition.
+    fn next(&mut self, factor: usize) -> Vec<StorageId> {
+        let mut used = BTreeSet::new();
+        let leader = self.leader(factor);
+        self.take(leader, &mut used);
+        let leader = leader.node;
+        let mut followers = Vec::with_capacity(factor - 1);
+        while followers.len() + 1 < factor {
+            let follower = self.follower(leader, &used).or_else(|| {
+                // Every rack has its share: begin another round of them.
+                used.clear();
+                self.follower(leader, &used)
+            });
+            let Some(follower) = follower else { break };
+            self.take(follower, &mut used);
+            followers.push(follower.node);
+        }
+        if self.followed[leader].is_empty() {
+            self.followed[leader] = vec![(0, 0); self.nodes.len()];
+        }
+        let row = &mut self.followed[leader];
+        // The first in line leads next.
+        if let Some(first) = (0..followers.len()).min_by_key(|n| row[followers[*n]].1) {
+            followers.swap(0, first);
+            row[followers[0]].1 += 1;
+        }
+        followers.iter().for_each(|node| row[*node].0 += 1);
+        self.nodes[leader].leaders += 1;
+        let all: Vec<_> = std::iter::once(leader).chain(followers).collect();
+        for node in &all {
+            self.nodes[*node].replicas += 1;
+            self.put(*node);
+        }
+        all.into_iter().map(|node| self.nodes[node].id).collect()
+    }
+
+    fn take(&mut self, load: Load, used: &mut BTreeSet<usize>) {
+        let group = self.nodes[load.node].group;
+        self.groups[group].remove(&load);
+        if group != NO_RACK {
+            used.insert(group);
         }
     }
-    chosen
+
+    /// Who leads least, of those that are due for a replica: a partition takes all nodes with fewer replicas than the last one
+    /// that it takes, and some of those that have as many as that.
+    fn leader(&self, factor: usize) -> Load {
+        let due = |(group, loads): (usize, &BTreeSet<Load>)| {
+            let count = if group == NO_RACK { factor } else { 1 };
+            loads.iter().take(count).map(|load| load.replicas).collect::<Vec<_>>()
+        };
+        let mut due: Vec<u32> = self.groups.iter().enumerate().flat_map(due).collect();
+        due.sort_unstable();
+        due.truncate(factor);
+        let most = due.last().copied().unwrap_or(0);
+        let some = due.iter().filter(|replicas| **replicas == most).count();
+        due.dedup();
+        let least_of = |replicas: u32| {
+            let reach = move |loads: &BTreeSet<Load>| loads.range(Load::least(replicas, 0)..).next().copied();
+            let of_level = self.groups.iter().filter_map(reach).filter(move |load| load.replicas == replicas);
+            of_level.min_by_key(|load| (load.leaders, load.turn))
+        };
+        let candidates: Vec<_> = due.into_iter().filter_map(least_of).collect();
+        let least = candidates.iter().map(|load| load.leaders).min().unwrap_or(0);
+        // The nodes with more replicas and those with more leaderships stay nested: whoever comes to have more replicas should
+        // be those that lead more, or come to lead.
+        let last = self.groups.iter().enumerate().flat_map(|(group, loads)| {
+            let count = if group == NO_RACK { some } else { 1 };
+            let level = loads.range(Load::least(most, 0)..Load::least(most + 1, 0));
+            level.rev().take(count).map(|load| load.leaders)
+        });
+        let mut last: Vec<_> = last.collect();
+        last.sort_unstable_by_key(|leaders| std::cmp::Reverse(*leaders));
+        let has_room = last.get(some.saturating_sub(1)).is_some_and(|leaders| *leaders <= least);
+        let fits = candidates.iter().filter(|load| load.leaders == least);
+        let best = if has_room { fits.max_by_key(|load| load.replicas) } else { fits.min_by_key(|load| load.replicas) };
+        *best.expect("there are as many active nodes as replicas")
+    }
+
+    /// Of the nodes with the fewest replicas in racks that are not used, those that lead most; of these who follows the leader
+    /// least. None where every rack is used.
+    fn follower(&self, leader: usize, used: &BTreeSet<usize>) -> Option<Load> {
+        let open = || self.groups.iter().enumerate().filter(|(group, _)| !used.contains(group)).map(|(_, loads)| loads);
+        let replicas = open().filter_map(|loads| loads.first()).map(|load| load.replicas).min()?;
+        let level = |loads: &BTreeSet<Load>| {
+            loads.range(Load::least(replicas, 0)..Load::least(replicas + 1, 0)).next_back().copied()
+        };
+        let leaders = open().filter_map(level).map(|load| load.leaders).max()?;
+        let equals = open()
+            .flat_map(|loads| loads.range(Load::least(replicas, leaders)..Load::least(replicas, leaders + 1)))
+            .take(LOOKED_AT);
+        let follows = |node: usize| self.followed[leader].get(node).map_or(0, |(follows, _)| *follows);
+        equals.min_by_key(|load| (follows(load.node), load.turn)).copied()
+    }
+}
+
+/// Any bit of the input changes half of the output (splitmix64).
+fn mix(mut bits: u64) -> u32 {
+    bits = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((bits ^ (bits >> 31)) >> 32) as u32
 }
 
 /// Moves preferred leaderships among the new partitions until no node has two more than another that it could reach.
@@ -190,4 +307,168 @@ fn path_to_less(
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::metadata::rules::{node, topic};
+    use crate::metadata::testing::{World, directory, topic_id};
+
+    /// As many nodes as there are names, each in the rack of its name.
+    fn racked(racks: &[&str]) -> World {
+        let mut world = World::with_nodes(0);
+        for (id, rack) in (0..).zip(racks) {
+            let incarnation = world.incarnation();
+            let (wanted, rack) = (Some(StorageId(id)), Some(Arc::from(*rack)));
+            let none = BTreeSet::new();
+            let made = node::register(world.image(), &none, &|_| false, wanted, directory(id), incarnation, rack);
+            world.commit(made.unwrap().records);
+        }
+        let all = (0..racks.len() as u32).map(StorageId).collect();
+        world.commit(node::unfence(world.image(), &all));
+        world
+    }
+
+    fn create(world: &mut World, number: u32, partitions: u32, factor: u32) {
+        let name = format!("n{number}");
+        let (partitions, factor, none) = (Some(partitions), Some(factor), BTreeMap::new());
+        let made = topic::create(world.image(), &name, topic_id(number), partitions, factor, &none, 1 << 20);
+        world.commit(made.unwrap());
+    }
+
+    fn spread(counts: impl Iterator<Item = u32> + Clone) -> u32 {
+        counts.clone().max().unwrap() - counts.min().unwrap()
+    }
+
+    /// By how much nodes differ in replicas, and in leaderships.
+    fn spreads(world: &World) -> (u32, u32) {
+        let nodes = world.image().storage.values();
+        (spread(nodes.clone().map(|node| node.replicas)), spread(nodes.map(|node| node.leaders)))
+    }
+
+    /// For each node: what it leads, on how many others that falls when it dies, and the most that falls on one of them.
+    fn falls(world: &World) -> Vec<(usize, usize, usize)> {
+        let image = world.image();
+        let of = |dead: &StorageId| {
+            let mut heirs: BTreeMap<StorageId, usize> = BTreeMap::new();
+            for partition in image.topics.values().flat_map(|topic| topic.partitions.iter()) {
+                if partition.replicas[0] == *dead {
+                    *heirs.entry(partition.replicas[1]).or_default() += 1;
+                }
+            }
+            (heirs.values().sum(), heirs.len(), heirs.values().copied().max().unwrap_or(0))
+        };
+        image.storage.keys().map(of).collect()
+    }
+
+    #[test]
+    fn what_a_dead_node_led_falls_on_many_survivors_a_few_each() {
+        for factor in [2, 3] {
+            let mut world = World::with_nodes(30);
+            create(&mut world, 0, 600, factor);
+            assert_eq!(spreads(&world), (0, 0));
+            for (led, heirs, most) in falls(&world) {
+                assert!(led == 20 && heirs >= 12 && most <= 3, "factor {factor}: {led} on {heirs}, up to {most}");
+            }
+        }
+    }
+
+    #[test]
+    fn over_many_small_topics_it_falls_on_many_survivors_too() {
+        let mut world = World::with_nodes(30);
+        (0..200).for_each(|number| create(&mut world, number, 1 + number % 5, 3));
+        assert_eq!(spreads(&world), (0, 0));
+        for (led, heirs, most) in falls(&world) {
+            assert!(led == 20 && heirs >= 8 && most <= 7, "{led} on {heirs}, up to {most}");
+        }
+    }
+
+    #[test]
+    fn replicas_are_in_as_many_racks_as_there_are_and_leaderships_spread_over_them() {
+        let racks = ["a", "b", "c"].repeat(10);
+        let mut world = racked(&racks);
+        create(&mut world, 0, 600, 3);
+        for partition in world.image().topics[&topic_id(0)].partitions.iter() {
+            let used: BTreeSet<_> = partition.replicas.iter().map(|node| node.0 % 3).collect();
+            assert_eq!(used.len(), 3, "{partition:?}");
+        }
+        assert_eq!(spreads(&world), (0, 0));
+        for (led, heirs, most) in falls(&world) {
+            assert!(led == 20 && heirs >= 10 && most <= 4, "{led} on {heirs}, up to {most}");
+        }
+    }
+
+    #[test]
+    fn a_second_round_of_racks_begins_where_there_are_fewer_than_replicas() {
+        let mut world = racked(&["a", "a", "b", "b"]);
+        create(&mut world, 0, 40, 3);
+        for partition in world.image().topics[&topic_id(0)].partitions.iter() {
+            assert_eq!(partition.replicas.iter().map(|node| node.0 / 2).collect::<BTreeSet<_>>().len(), 2);
+        }
+        assert!(spreads(&world).0 <= 1 && spreads(&world).1 <= 1, "{:?}", spreads(&world));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn nodes_differ_by_at_most_one_replica_and_one_leadership_after_every_topic(
+            nodes in 1..12u32, asks in prop::collection::vec((1..30u32, 1..5u32), 1..12)
+        ) {
+            let mut world = World::with_nodes(nodes);
+            for (number, (partitions, factor)) in (0..).zip(asks) {
+                create(&mut world, number, partitions, factor.min(nodes));
+                let (replicas, leaders) = spreads(&world);
+                prop_assert!(replicas <= 1 && leaders <= 1, "{replicas} replicas, {leaders} leaderships");
+            }
+        }
+
+        #[test]
+        fn equal_racks_are_no_exception_where_each_has_a_replica_and_the_placement_is_always_the_same(
+            width in 1..5usize, racks in 2..5usize, asks in prop::collection::vec((1..30u32, 1..5usize), 1..8)
+        ) {
+            // Whoever lacks a replica may be in the same rack as another one that does: then it has to wait.
+            let mut most = 1;
+            let names = ["a", "b", "c", "d"];
+            let mut world = racked(&names[..racks].repeat(width));
+            for (number, (partitions, factor)) in (0..).zip(asks) {
+                let factor = factor.min(racks * width);
+                most = if factor % racks == 0 { most } else { 2 };
+                let once = place(world.image(), partitions, factor).unwrap();
+                prop_assert_eq!(&once, &place(&world.image().clone(), partitions, factor).unwrap());
+                for replicas in &once {
+                    let used: BTreeSet<_> = replicas.iter().map(|node| node.0 as usize % racks).collect();
+                    prop_assert_eq!(used.len(), factor.min(racks));
+                    prop_assert_eq!(replicas.iter().collect::<BTreeSet<_>>().len(), factor);
+                }
+                create(&mut world, number, partitions, factor as u32);
+                let (replicas, leaders) = spreads(&world);
+                prop_assert!(replicas <= most && leaders <= most, "{replicas} replicas, {leaders} leaderships");
+            }
+        }
+
+        #[test]
+        fn whatever_the_racks_and_the_load_before_no_node_has_a_partition_twice(
+            racks in prop::collection::vec(0..4usize, 1..10), asks in prop::collection::vec((1..20u32, 1..6usize), 1..5),
+            gone in 0..10u32
+        ) {
+            let names = ["a", "b", "c", "d"];
+            let mut world = racked(&racks.iter().map(|rack| names[*rack]).collect::<Vec<_>>());
+            for (number, (partitions, factor)) in (0..).zip(asks) {
+                world.fence([gone]);
+                let factor = factor.min(world.image().active_nodes().count());
+                if factor > 0 {
+                    create(&mut world, number, partitions, factor as u32);
+                }
+                world.unfence([gone]);
+                for partition in world.image().topics.values().flat_map(|topic| topic.partitions.iter()) {
+                    let once: BTreeSet<_> = partition.replicas.iter().collect();
+                    prop_assert_eq!(once.len(), partition.replicas.len());
+                }
+            }
+        }
+    }
 }

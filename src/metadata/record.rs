@@ -130,6 +130,10 @@ pub struct PartitionChange {
     /// The lost directory whose return alone can bring the partition back (its node's id has another one now).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<DirectoryId>,
+    /// True: an unclean election, and the partition recovers until its leader has said that it has. False: it has said so.
+    /// Absent: the same as before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovering: Option<bool>,
 }
 
 /// A field that is present, be it null, is `Some`.

@@ -3,13 +3,14 @@
 //! The first line is the header, the last one counts the lines between. Written and read as a stream, a topic's partitions
 //! in lines of at most 10,000, so that a million of them need no buffer of their size.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, BufRead, Write};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::image::{ElectedController, Image, NodeState, Partition, RequestOutcome, StorageNode, Topic};
+use super::partitions::Partitions;
 use super::record::SnapshotRef;
 use crate::types::{
     ClusterId, ControllerEpoch, ControllerId, DirectoryId, IncarnationId, LeaderEpoch, NodeEpoch, PairingEpoch,
@@ -75,6 +76,8 @@ struct TopicLine {
     changed: Version,
     config: BTreeMap<String, String>,
     waits_for: BTreeMap<PartitionId, DirectoryId>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    recovering: BTreeSet<PartitionId>,
 }
 
 /// Replicas, in-sync replicas, leader, leader epoch, partition epoch.
@@ -148,11 +151,13 @@ pub fn write_snapshot(image: &Image, position: Position, writer: &mut dyn Write)
             changed: topic.changed,
             config: topic.config.clone(),
             waits_for: topic.waits_for.clone(),
+            recovering: topic.recovering.clone(),
         };
         put(&Line::Topic(line), writer)?;
-        for some in topic.partitions.chunks(PARTITIONS_PER_LINE) {
-            let line = PartitionsLine { topic: topic.id, partitions: some.iter().map(to_tuple).collect() };
-            put(&Line::Partitions(line), writer)?;
+        let mut rest = topic.partitions.iter().map(to_tuple).peekable();
+        while rest.peek().is_some() {
+            let partitions = rest.by_ref().take(PARTITIONS_PER_LINE).collect();
+            put(&Line::Partitions(PartitionsLine { topic: topic.id, partitions }), writer)?;
         }
     }
     for id in &image.request_order {
@@ -210,8 +215,9 @@ pub fn read_snapshot(reader: &mut dyn BufRead) -> Result<(Image, Position), Snap
                     created: line.created,
                     changed: line.changed,
                     config: line.config,
-                    partitions: Vec::new(),
+                    partitions: Partitions::default(),
                     waits_for: line.waits_for,
+                    recovering: line.recovering,
                 };
                 image.topics.insert(line.id, Arc::new(topic));
             }

@@ -151,7 +151,8 @@ impl World {
 
     /// Sets a partition's in-sync replicas.
     pub fn shrink<const N: usize>(&mut self, topic: u32, isr: [u32; N]) {
-        let change = PartitionChange { partition: 0, leader: None, isr: Some(ids(isr)), waits_for: None };
+        let change =
+            PartitionChange { partition: 0, leader: None, isr: Some(ids(isr)), waits_for: None, recovering: None };
         self.commit(vec![Record::PartitionsChanged { topic_id: topic_id(topic), changes: vec![change] }]);
     }
 

@@ -7,6 +7,7 @@ mod error;
 mod health;
 mod link;
 mod recover;
+pub mod replicas;
 mod serve;
 mod shell;
 mod writer;

@@ -34,6 +34,7 @@ pub const VERBS: &[(&str, &str)] = &[
 /// Reads a request; an empty payload is an empty object.
 pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, WireError> {
     let payload = if payload.iter().all(u8::is_ascii_whitespace) { b"{}" } else { payload };
+    super::check_object(payload)?;
     serde_json::from_slice(payload)
         .map_err(|error| WireError::new(Code::InvalidRequest, format!("the request: {error}")))
 }
@@ -153,6 +154,9 @@ pub struct PartitionDescription {
     pub partition_epoch: PartitionEpoch,
     pub replicas: Vec<StorageId>,
     pub isr: Vec<StorageId>,
+    /// After an unclean election, until its leader has said that it has recovered.
+    #[serde(default)]
+    pub recovering: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -210,6 +214,9 @@ pub struct IsrRequest {
     pub leader_epoch: LeaderEpoch,
     pub partition_epoch: PartitionEpoch,
     pub isr: Vec<IsrMember>,
+    /// The leader came from an unclean election and has recovered: others may join it from now on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recovered: bool,
 }
 
 /// A member with the incarnation that the leader heard from.
@@ -267,6 +274,9 @@ pub struct NodeDescription {
     pub heard_ms_ago: Option<u64>,
     pub directory_errors: Vec<String>,
     pub disk_free_bytes: Option<u64>,
+    /// Messages that it refused since its process began.
+    #[serde(default)]
+    pub refused_messages: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -285,6 +295,9 @@ pub struct ClusterStatus {
     pub partitions: u64,
     pub leaderless_partitions: u64,
     pub under_replicated_partitions: u64,
+    /// Whose leaders have not recovered from an unclean election yet.
+    #[serde(default)]
+    pub recovering_partitions: u64,
     /// Messages that were refused since the controller started.
     pub refused_messages: u64,
 }

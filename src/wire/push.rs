@@ -19,7 +19,8 @@ pub struct PushEntry {
 /// `dmq.metadata.push.<storage>`: paired metadata service → storage node.
 ///
 /// Whole changes only. Versions between `base` and `position` that are not among the entries changed nothing. With no entries
-/// and `position` beyond `base` the node is too far behind for a push, and fetches.
+/// and `position` beyond `base` the node is too far behind for a push, and fetches. The active controller sends that to a node
+/// that is paired with another one, where that one does not bring what is new: the node applies nothing of it, and fetches.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Push {

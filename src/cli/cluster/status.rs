@@ -41,6 +41,7 @@ fn unanswered(problem: String) -> ClusterStatus {
         partitions: 0,
         leaderless_partitions: 0,
         under_replicated_partitions: 0,
+        recovering_partitions: 0,
         refused_messages: 0,
     }
 }
@@ -108,6 +109,7 @@ mod tests {
             partitions: 13,
             leaderless_partitions: 0,
             under_replicated_partitions: 4,
+            recovering_partitions: 0,
             refused_messages: 0,
         }
     }

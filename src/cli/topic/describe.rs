@@ -2,7 +2,7 @@
 
 use super::super::table::{Column, Table, list};
 use super::super::{Outcome, global::GlobalArgs, output::Output, session};
-use crate::wire::admin::TopicDescription;
+use crate::wire::admin::{PartitionDescription, TopicDescription};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -34,7 +34,7 @@ fn table(topic: &TopicDescription, width: usize) -> String {
     for partition in &topic.partitions {
         table.row([
             partition.partition.to_string(),
-            partition.leader.map_or_else(|| "none".into(), |leader| leader.to_string()),
+            leader(partition),
             partition.leader_epoch.to_string(),
             list(&partition.replicas),
             list(&partition.isr),
@@ -44,16 +44,23 @@ fn table(topic: &TopicDescription, width: usize) -> String {
     text
 }
 
+fn leader(partition: &PartitionDescription) -> String {
+    match partition.leader {
+        Some(leader) if partition.recovering => format!("{leader} (recovering)"),
+        Some(leader) => leader.to_string(),
+        None => "none".into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
     use crate::types::{LeaderEpoch, PartitionEpoch, StorageId, TopicId, Version};
-    use crate::wire::admin::PartitionDescription;
 
     #[test]
-    fn a_partition_without_a_leader_says_none() {
+    fn a_partition_without_a_leader_says_none_and_one_that_recovers_says_so() {
         let partition = |partition, leader: Option<u32>| PartitionDescription {
             partition,
             leader: leader.map(StorageId),
@@ -61,6 +68,7 @@ mod tests {
             partition_epoch: PartitionEpoch(3),
             replicas: [0, 1, 2].map(StorageId).to_vec(),
             isr: vec![StorageId(1)],
+            recovering: partition == 2,
         };
         let topic = TopicDescription {
             name: "orders".into(),
@@ -68,16 +76,17 @@ mod tests {
             version: Version(9),
             created_version: Version(5),
             config: BTreeMap::from([("retention.ms".into(), "1000".into())]),
-            partitions: vec![partition(0, Some(1)), partition(1, None)],
+            partitions: vec![partition(0, Some(1)), partition(1, None), partition(2, Some(1))],
         };
         let wanted = "\
 topic orders  id 00000000-0000-0000-0000-000000000000
 created at version 5, shown at version 9
 retention.ms=1000
 
-PARTITION  LEADER  LEADER EPOCH  REPLICAS  IN SYNC
-        0  1                  2  0,1,2     1
-        1  none               2  0,1,2     1
+PARTITION  LEADER          LEADER EPOCH  REPLICAS  IN SYNC
+        0  1                          2  0,1,2     1
+        1  none                       2  0,1,2     1
+        2  1 (recovering)             2  0,1,2     1
 ";
         assert_eq!(table(&topic, 80), wanted);
     }

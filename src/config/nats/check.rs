@@ -51,12 +51,15 @@ async fn forbidden(connection: &Connection) -> ConnectError {
     let mut refused = connection.refused.clone();
     let asked = |publish: &Option<String>| publish.as_deref() == Some(ACCOUNT_INFO);
     let what = match refused.wait_for(|refused| asked(&refused.publish) || refused.subscription.is_some()).await {
-        Ok(found) if asked(&found.publish) => format!("publish to {ACCOUNT_INFO}"),
-        Ok(found) => format!("subscribe to {}", found.subscription.as_deref().unwrap_or_default()),
-        // The client is gone, and so is whoever asks.
-        Err(_) => std::future::pending().await,
+        Ok(found) if asked(&found.publish) => Some(format!("publish to {ACCOUNT_INFO}")),
+        Ok(found) => Some(format!("subscribe to {}", found.subscription.as_deref().unwrap_or_default())),
+        Err(_) => None,
     };
-    connection.forbidden()(what)
+    match what {
+        Some(what) => connection.forbidden()(what),
+        // The client is gone, and so is whoever asks.
+        None => std::future::pending().await,
+    }
 }
 
 /// The API level; none where nobody answers.

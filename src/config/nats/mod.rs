@@ -56,12 +56,12 @@ impl Connection {
         let (mut refused, forbidden) = (self.refused.clone(), self.forbidden());
         async move {
             let waiting = refused.wait_for(|refused| refused.subscription.is_some());
-            match timeout(time, waiting)
-                .await
-                .ok()
-                .and_then(Result::ok)
-                .and_then(|refused| refused.subscription.clone())
-            {
+            // What is borrowed of the channel is given back before the next wait.
+            let subject = match timeout(time, waiting).await {
+                Ok(Ok(refused)) => refused.subscription.clone(),
+                Ok(Err(_)) | Err(_) => None,
+            };
+            match subject {
                 Some(subject) => forbidden(format!("subscribe to {subject}")),
                 None => std::future::pending().await,
             }

@@ -13,10 +13,9 @@ use super::append::Purpose;
 use super::office::Role;
 use super::{Controller, Effect, Token};
 use crate::metadata::rules::node::NodeError;
-use crate::metadata::rules::partition::{IsrChange, IsrError};
 use crate::metadata::rules::topic::TopicError;
 use crate::metadata::{Image, Record, rules};
-use crate::types::{Monotonic, NodeEpoch, PartitionEpoch, RequestId, StorageId, TopicId, Version};
+use crate::types::{Monotonic, NodeEpoch, RequestId, StorageId, TopicId, Version};
 use crate::wire::admin::{
     self, Changed, IsrOutcome, MetadataRestore, NodeNamed, NodeRegister, NodeRegistered, PartitionAlter,
     PartitionAltered, Terms, TopicAlter, TopicCreate, TopicNamed,
@@ -32,13 +31,21 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// A request that waits for its turn.
 #[derive(Clone, Debug)]
-pub(super) struct Job {
-    pub(super) token: Token,
-    command: Command,
+pub(super) enum Job {
+    Command { token: Token, command: Command },
+    AlterPartitions { token: Token, request: PartitionAlter },
+}
+
+impl Job {
+    pub(super) fn token(&self) -> Token {
+        match self {
+            Self::Command { token, .. } | Self::AlterPartitions { token, .. } => *token,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
-enum Command {
+pub(super) enum Command {
     CreateTopic(TopicCreate, TopicId),
     AlterTopic(TopicAlter),
     DeleteTopic(TopicNamed),
@@ -46,7 +53,6 @@ enum Command {
     DrainNode(NodeNamed),
     ReplaceNode(NodeNamed),
     RemoveNode(NodeNamed),
-    AlterPartitions(PartitionAlter),
 }
 
 impl Command {
@@ -56,7 +62,7 @@ impl Command {
             Self::AlterTopic(request) => Some(&request.terms),
             Self::DeleteTopic(request) => Some(&request.terms),
             Self::DrainNode(request) | Self::ReplaceNode(request) | Self::RemoveNode(request) => Some(&request.terms),
-            Self::RegisterNode(_) | Self::AlterPartitions(_) => None,
+            Self::RegisterNode(_) => None,
         }
     }
 
@@ -72,7 +78,6 @@ impl Command {
             Self::ReplaceNode(request) => admin::encode(&(5, request.id)),
             Self::RemoveNode(request) => admin::encode(&(6, request.id)),
             Self::RegisterNode(request) => admin::encode(&(7, request)),
-            Self::AlterPartitions(request) => admin::encode(&(8, request)),
         };
         let hash = Sha256::digest(asked.as_bytes());
         hash.iter().take(8).fold(0_u64, |number, byte| (number << 8) | u64::from(*byte)) >> 11
@@ -132,23 +137,24 @@ impl Controller {
                     .fail(token, WireError::new(Code::NotController, "this controller is not active; ask again"));
             }
         }
-        let command = match (noun, verb) {
-            ("topic", "create") => read(payload, |request| Command::CreateTopic(request, fresh_id)),
-            ("topic", "alter") => read(payload, Command::AlterTopic),
-            ("topic", "delete") => read(payload, Command::DeleteTopic),
-            ("node", "register") => read(payload, Command::RegisterNode),
-            ("node", "drain") => read(payload, Command::DrainNode),
-            ("node", "replace") => read(payload, Command::ReplaceNode),
-            ("node", "remove") => read(payload, Command::RemoveNode),
-            ("partition", "alter") => read(payload, Command::AlterPartitions),
+        let command = |command| Job::Command { token, command };
+        let job = match (noun, verb) {
+            ("topic", "create") => read(payload, |request| Command::CreateTopic(request, fresh_id)).map(command),
+            ("topic", "alter") => read(payload, Command::AlterTopic).map(command),
+            ("topic", "delete") => read(payload, Command::DeleteTopic).map(command),
+            ("node", "register") => read(payload, Command::RegisterNode).map(command),
+            ("node", "drain") => read(payload, Command::DrainNode).map(command),
+            ("node", "replace") => read(payload, Command::ReplaceNode).map(command),
+            ("node", "remove") => read(payload, Command::RemoveNode).map(command),
+            ("partition", "alter") => admin::decode(payload).map(|request| Job::AlterPartitions { token, request }),
             _ => Err(WireError::new(Code::InvalidRequest, format!("there is no request {noun}.{verb}"))),
         };
-        match command {
+        match job {
             Err(error) => self.refuse_request(token, error),
             Ok(_) if self.jobs.len() >= JOBS || self.waiters.len() >= WAITERS => {
                 self.fail(token, WireError::new(Code::Busy, "too many requests wait; ask again later"));
             }
-            Ok(command) => self.jobs.push_back(Job { token, command }),
+            Ok(job) => self.jobs.push_back(job),
         }
     }
 
@@ -172,12 +178,23 @@ impl Controller {
     }
 
     fn carry_out(&mut self, job: Job) {
-        let Job { token, command } = job;
+        let (token, command) = match job {
+            Job::AlterPartitions { token, request } => return self.alter_partitions(token, request),
+            Job::Command { token, command } => (token, command),
+        };
         if self.answered_before(token, &command) {
             return;
         }
         match self.decide(&command) {
-            Err(error) => self.fail(token, error),
+            Err(error) => {
+                if let Command::RegisterNode(request) = &command {
+                    let who = format!("register {}", request.directory);
+                    self.complain(&who, || {
+                        format!("the registration of data directory {}: {error}", request.directory)
+                    });
+                }
+                self.fail(token, error);
+            }
             Ok(Decision { records, reply, .. }) if records.is_empty() => {
                 self.committed(self.history.position().version, token, reply);
             }
@@ -189,7 +206,7 @@ impl Controller {
                     }
                     Reply::Registered(_) | Reply::Altered(_) => None,
                 });
-                self.append(records, cause.into(), request, Purpose::Reply(token, reply));
+                self.append(records, cause.into(), request, Purpose::Replies(vec![(token, reply)]));
             }
         }
     }
@@ -282,7 +299,6 @@ impl Controller {
                     reply: changed(id.to_string(), None, terms),
                 })
             }
-            Command::AlterPartitions(request) => decide_isr(image, request),
         }
     }
 
@@ -420,32 +436,6 @@ fn reused(id: &RequestId) -> WireError {
     WireError::new(Code::RequestIdReused, format!("request id {id} was used for another request; take a new one"))
 }
 
-fn decide_isr(image: &Image, request: &PartitionAlter) -> Result<Decision, WireError> {
-    let changes: Vec<_> = request
-        .partitions
-        .iter()
-        .map(|asked| IsrChange {
-            topic: asked.topic_id,
-            partition: asked.partition,
-            leader_epoch: asked.leader_epoch,
-            partition_epoch: asked.partition_epoch,
-            isr: asked.isr.iter().map(|member| (member.storage, member.node_epoch)).collect(),
-        })
-        .collect();
-    let (records, outcomes) =
-        rules::partition::alter_isr(image, request.storage, request.node_epoch, &changes).map_err(isr_error)?;
-    let outcome = |(change, result): (&IsrChange, Result<PartitionEpoch, IsrError>)| {
-        let (partition_epoch, error) = match result {
-            Ok(epoch) => (Some(epoch), None),
-            Err(error) => (None, Some(isr_error(error))),
-        };
-        IsrOutcome { topic_id: change.topic, partition: change.partition, partition_epoch, error }
-    };
-    let outcomes = changes.iter().zip(outcomes).map(outcome).collect();
-    let cause = format!("storage node {} asked for other in-sync replicas", request.storage);
-    Ok(Decision { records, cause, reply: Reply::Altered(outcomes) })
-}
-
 fn topic_error(error: TopicError) -> WireError {
     let code = match &error {
         TopicError::Exists { .. } => Code::TopicAlreadyExists,
@@ -469,21 +459,6 @@ fn node_error(error: NodeError) -> WireError {
         NodeError::DirectoryMismatch { .. } | NodeError::IdMismatch { .. } => Code::DirectoryMismatch,
         NodeError::Id(_) => Code::InvalidRequest,
         NodeError::Live(_) | NodeError::HoldsReplicas { .. } => Code::NodeInUse,
-    };
-    WireError::new(code, error.to_string())
-}
-
-fn isr_error(error: IsrError) -> WireError {
-    let code = match &error {
-        IsrError::UnknownNode(_) => Code::UnknownNode,
-        IsrError::StaleNodeEpoch { .. } => Code::StaleNodeEpoch,
-        IsrError::UnknownPartition { .. } => Code::UnknownTopicOrPartition,
-        IsrError::NotController { .. } => Code::NotController,
-        IsrError::FencedLeaderEpoch { .. } => Code::FencedLeaderEpoch,
-        IsrError::NotLeader { .. } => Code::NotLeaderOrFollower,
-        IsrError::StalePartitionEpoch { .. } => Code::InvalidUpdateVersion,
-        IsrError::InvalidReplicas { .. } => Code::InvalidReplicaAssignment,
-        IsrError::IneligibleReplica { .. } => Code::IneligibleReplica,
     };
     WireError::new(code, error.to_string())
 }

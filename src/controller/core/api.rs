@@ -52,6 +52,8 @@ pub struct ServicesView {
     pub pairings: BTreeMap<StorageId, ControllerId>,
     pub storage: BTreeSet<StorageId>,
     pub controllers: BTreeSet<ControllerId>,
+    /// What it says that a running process cannot follow, in words, for the cluster's status.
+    pub problems: Vec<String>,
 }
 
 /// Names a request that waits for its answer. The shell gives them out.
@@ -103,6 +105,9 @@ pub enum LeaseResult {
 
 #[derive(Clone, Debug)]
 pub enum Input {
+    /// The most bytes of one message that the server takes which the connection leads to, with room for an envelope. It comes
+    /// before [`Input::Connected`] and replaces [`Settings::message_limit`].
+    MessageLimit(usize),
     /// The connection to NATS is up and every subscription is in place.
     Connected(Connection),
     Disconnected,
@@ -152,6 +157,11 @@ pub enum Input {
     },
     ControllerHeartbeat {
         payload: Bytes,
+    },
+    /// A message on a subject that is no service's, though it looks like one: `dmq.heartbeat.abc`.
+    Stray {
+        subject: String,
+        token: Token,
     },
     /// A push acknowledgement on the subject of `storage`.
     Ack {

@@ -25,8 +25,8 @@ const OBSTACLES: u32 = 1000;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Purpose {
     Election,
-    /// Somebody waits for it.
-    Reply(Token, Reply),
+    /// These wait for it.
+    Replies(Vec<(Token, Reply)>),
     Background,
 }
 
@@ -58,10 +58,10 @@ impl InFlight {
         Some(self.settle_by.map_or(self.answer_by, |by| by.min(self.answer_by)))
     }
 
-    pub(super) fn token(&self) -> Option<Token> {
+    pub(super) fn tokens(&self) -> Vec<Token> {
         match &self.purpose {
-            Purpose::Reply(token, _) => Some(*token),
-            Purpose::Election | Purpose::Background => None,
+            Purpose::Replies(replies) => replies.iter().map(|(token, _)| *token).collect(),
+            Purpose::Election | Purpose::Background => Vec::new(),
         }
     }
 
@@ -131,10 +131,10 @@ impl Controller {
                 self.send();
             }
             Err(error) => {
-                let token = in_flight.token();
+                let tokens = in_flight.tokens();
                 self.in_flight = None;
                 self.log(Level::Error, format!("a change cannot be written: {error}"));
-                if let Some(token) = token {
+                for token in tokens {
                     self.fail(token, WireError::new(Code::MessageTooLarge, error.to_string()));
                 }
             }
@@ -272,7 +272,9 @@ impl Controller {
                     self.resign("its election entry did not count");
                 }
             }
-            Purpose::Reply(token, reply) => self.committed(version, token, reply),
+            Purpose::Replies(replies) => {
+                replies.into_iter().for_each(|(token, reply)| self.committed(version, token, reply));
+            }
             Purpose::Background => {}
         }
     }

@@ -379,6 +379,7 @@ impl Controller {
 
     pub(super) fn on_change(&mut self, change: Arc<Change>) {
         let version = change.position.version;
+        self.look_at_nodes();
         self.tail.push(change.clone());
         self.entries_since_snapshot += 1;
         self.bytes_since_snapshot += size(&change) as u64;
@@ -404,7 +405,11 @@ impl Controller {
                 }
                 Record::StorageStateChanged { storage, state, .. } => self.session_state(*storage, *state, version),
                 Record::StorageReplaced { .. } | Record::StorageRemoved { .. } => self.pairing_dirty = true,
-                Record::PairingChanged { .. } => {}
+                Record::PairingChanged { storage, .. } => {
+                    if let Some(session) = self.sessions.get_mut(storage) {
+                        session.push.paired_anew();
+                    }
+                }
                 Record::PartitionsChanged { topic_id, changes } => {
                     for moved in changes {
                         self.leadership_moved(*topic_id, moved, version);

@@ -1,5 +1,8 @@
 //! The push of every committed change to the paired storage nodes: one under way per node, acknowledged, retried with
 //! backoff, coalesced for a slow one.
+//!
+//! The active controller also looks after the nodes that are paired with another one: where that one is not heard, or the
+//! node does not acknowledge in time, it tells the node how far the history is, and the node fetches from it.
 
 use std::time::Duration;
 
@@ -7,68 +10,138 @@ use serde_json::value::RawValue;
 
 use super::follow::size;
 use super::{Controller, Effect, Token};
-use crate::metadata::NodeState;
+use crate::metadata::{NodeState, StorageNode};
 use crate::types::{Monotonic, Position, StorageId};
 use crate::wire::{AckOutcome, Code, FetchRequest, Push, PushAck, PushEntry, WireError, WireMessage};
+
+/// The longest that the active controller waits for another one's push to be acknowledged.
+const STAND_IN_AFTER: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct PushState {
     /// When what is under way counts as lost, and is sent again.
     under_way: Option<Monotonic>,
     attempts: u32,
+    /// Nobody listened. The node is there when its next heartbeat comes, and not before.
+    unheard: bool,
+}
+
+impl PushState {
+    /// What is under way is another controller's.
+    pub(super) fn paired_anew(&mut self) {
+        *self = Self { unheard: self.unheard, ..Self::default() };
+    }
+
+    /// The node was heard, so it listens.
+    pub(super) fn heard(&mut self) {
+        self.unheard = false;
+    }
+}
+
+/// What is done for a node that lacks something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Means {
+    Push,
+    /// It is another controller's turn to push.
+    Wait,
+    /// It is to fetch from this controller.
+    StandIn,
+}
+
+/// What a node at `base` is pushed.
+#[derive(Clone, Debug)]
+struct Lacked {
+    base: Position,
+    position: Position,
+    entries: Vec<PushEntry>,
 }
 
 impl Controller {
-    /// Pushes to every paired node for which nothing is under way.
+    /// Looks after every node for which nothing is under way.
     pub(super) fn push_all(&mut self) {
-        let me = self.me.controller;
         let Some(image) = self.image() else { return };
-        let mine = |node: &crate::metadata::StorageNode| node.pairing == Some(me) && node.state != NodeState::Removed;
-        let paired: Vec<_> = image.storage.iter().filter(|(_, node)| mine(node)).map(|(id, _)| *id).collect();
-        paired.into_iter().for_each(|id| self.push_to(id));
+        let concerns =
+            |node: &StorageNode| node.state != NodeState::Removed && self.means(node, &PushState::default()).is_some();
+        let nodes: Vec<_> = image.storage.iter().filter(|(_, node)| concerns(node)).map(|(id, _)| *id).collect();
+        // Nearly all of them have the same, and lack the same.
+        let mut lacked = None;
+        nodes.into_iter().for_each(|id| self.push_what_lacks(id, &mut lacked));
     }
 
-    /// Pushes what the node lacks, if it is ours to push to and nothing is under way.
+    /// What this controller does for a node that lacks something. None: it leaves it to another one.
+    fn means(&self, node: &StorageNode, push: &PushState) -> Option<Means> {
+        if node.pairing == Some(self.me.controller) {
+            return Some(Means::Push);
+        }
+        self.acting_epoch()?;
+        let is_heard = node.pairing.and_then(|id| self.peers.get(&id)).is_some_and(|peer| {
+            // It says something every interval: two in a row that are missing are no accident.
+            self.peer_alive(peer) && self.mono().since(peer.heard) < self.settings.heartbeat_interval * 5 / 2
+        });
+        Some(if is_heard && push.attempts == 0 { Means::Wait } else { Means::StandIn })
+    }
+
+    /// Sees to it that the node gets what it lacks, if that is ours to do and nothing is under way.
     pub(super) fn push_to(&mut self, id: StorageId) {
+        self.push_what_lacks(id, &mut None);
+    }
+
+    fn push_what_lacks(&mut self, id: StorageId, lacked: &mut Option<Lacked>) {
         if self.connection.is_none() {
             return;
         }
-        let (now, head) = (self.mono(), self.history.position());
-        let Some(node) = self.history.image().and_then(|image| image.storage.get(&id)) else { return };
-        if node.pairing != Some(self.me.controller) {
+        let head = self.history.position();
+        let (Some(image), Some(session)) = (self.history.image(), self.sessions.get(&id)) else { return };
+        let Some(node) = image.storage.get(&id) else { return };
+        let is_busy = session.push.under_way.is_some() || session.push.unheard || session.ended;
+        if is_busy || session.position.version >= head.version {
             return;
         }
-        let pairing_epoch = node.pairing_epoch;
-        let Some(session) = self.sessions.get(&id) else { return };
-        if session.push.under_way.is_some() || session.ended || session.position.version >= head.version {
-            return;
-        }
+        let Some(means) = self.means(node, &session.push) else { return };
         let base = session.position;
-        let (position, entries) = self.what_lacks(base);
-        let Some(image) = self.history.image() else { return };
+        let (position, entries) = match means {
+            Means::Push => {
+                let found = match lacked.take() {
+                    Some(found) if found.base == base => found,
+                    Some(_) | None => {
+                        let (position, entries) = self.what_lacks(base);
+                        Lacked { base, position, entries }
+                    }
+                };
+                let Lacked { position, entries, .. } = lacked.insert(found).clone();
+                (position, entries)
+            }
+            Means::Wait | Means::StandIn => (head, Vec::new()),
+        };
         let push = Push {
             cluster: image.cluster,
             controller: self.me.controller,
             controller_epoch: image.controller_epoch(),
             storage: id,
-            pairing_epoch,
+            pairing_epoch: node.pairing_epoch,
             base,
             position,
             entries,
         };
-        self.out.push(Effect::Push { storage: id, payload: push.encode() });
-        let patience = self.patience(id);
+        let patience = match means {
+            Means::Push | Means::StandIn => {
+                self.out.push(Effect::Push { storage: id, payload: push.encode() });
+                self.patience(id)
+            }
+            Means::Wait => (self.settings.push_retry_min * 2).min(STAND_IN_AFTER),
+        };
+        let due = self.mono() + patience;
         if let Some(session) = self.sessions.get_mut(&id) {
-            session.push.under_way = Some(now + patience);
+            session.push.under_way = Some(due);
             session.push.attempts += 1;
         }
-        let due = now + patience;
         self.push_retry_at = Some(self.push_retry_at.map_or(due, |at| at.min(due)));
     }
 
     /// The changes after a position, as many as one push may carry; none where they are no longer at hand.
     fn what_lacks(&self, base: Position) -> (Position, Vec<PushEntry>) {
         let head = self.history.position();
+        let max_bytes = self.settings.push_max_bytes.min(self.settings.message_limit);
         let mut position = base;
         let mut entries = Vec::new();
         let mut bytes = 0;
@@ -78,11 +151,11 @@ impl Controller {
                 break;
             }
             bytes += size(change);
-            if !entries.is_empty() && bytes > self.settings.push_max_bytes {
+            if !entries.is_empty() && bytes > max_bytes {
                 return (position, entries);
             }
             let Some(raw) = change.messages.iter().map(to_entry).collect::<Option<Vec<_>>>() else { break };
-            if bytes > self.settings.push_max_bytes {
+            if bytes > max_bytes {
                 // Alone too large for one message: the node fetches it.
                 return (head, Vec::new());
             }
@@ -117,8 +190,13 @@ impl Controller {
         self.push_retry_at = next;
     }
 
-    /// Nobody listens: the retry comes when it is due, at the latest.
-    pub(super) fn on_push_unheard(&mut self, _storage: StorageId) {}
+    /// Nobody listens, so to try again is no use before the node is heard. The word comes on the node's ack subject, to all
+    /// controllers alike.
+    pub(super) fn on_push_unheard(&mut self, storage: StorageId) {
+        if let Some(session) = self.sessions.get_mut(&storage) {
+            session.push = PushState { unheard: true, ..PushState::default() };
+        }
+    }
 
     pub(super) fn on_ack(&mut self, storage: StorageId, payload: &[u8]) {
         let ack = match PushAck::decode(payload) {
@@ -146,6 +224,7 @@ impl Controller {
         let moved = match self.sessions.get_mut(&storage) {
             Some(session) if session.incarnation == ack.incarnation => {
                 let moved = ack.position.version > session.position.version;
+                session.push.heard();
                 match ack.outcome {
                     AckOutcome::Applied | AckOutcome::Duplicate => {
                         session.push.under_way = None;
@@ -165,6 +244,7 @@ impl Controller {
         self.weigh_claim(ack.position, || format!("storage node {storage}"));
         if moved {
             self.note_position(storage, ack.position);
+            self.look_at_node(storage);
         }
     }
 
@@ -184,6 +264,7 @@ impl Controller {
             && cluster != image.cluster
         {
             let words = format!("this is cluster {}, not {cluster}", image.cluster);
+            self.complain("fetch of another cluster", || format!("a fetch of metadata was refused: {words}"));
             return self.fail(token, WireError::new(Code::InconsistentClusterId, words));
         }
         // Only what is on this controller's disk can be served from it.

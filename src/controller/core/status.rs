@@ -30,6 +30,7 @@ impl Controller {
             partition_epoch: partition.epoch,
             replicas: partition.replicas.to_vec(),
             isr: partition.isr().collect(),
+            recovering: topic.recovering.contains(&(number as u32)),
         };
         Ok(TopicDescription {
             name: topic.name.to_string(),
@@ -60,6 +61,7 @@ impl Controller {
             heard_ms_ago: heard.map(|heard| u64::try_from(self.mono().since(heard).as_millis()).unwrap_or(u64::MAX)),
             directory_errors: session.map(|session| session.health.directory_errors.clone()).unwrap_or_default(),
             disk_free_bytes: heard.and(session).map(|session| session.health.disk_free_bytes),
+            refused_messages: heard.and(session).map(|session| session.health.refused_messages),
         }
     }
 
@@ -88,6 +90,7 @@ impl Controller {
         if active.is_none() {
             problems.push("no controller is active".to_string());
         }
+        problems.extend(self.services.problems.iter().cloned());
         let mut status = ClusterStatus {
             cluster_id: self.image().map(|image| image.cluster),
             version: self.history.position().version,
@@ -100,11 +103,14 @@ impl Controller {
             partitions: 0,
             leaderless_partitions: 0,
             under_replicated_partitions: 0,
+            recovering_partitions: 0,
             refused_messages: self.refused,
         };
         if let Some(image) = self.image() {
             status.storage_nodes = self.list_nodes(image).nodes;
-            for topic in image.topics.values().map(|topic| summarise(topic)) {
+            for topic in image.topics.values() {
+                status.recovering_partitions += topic.recovering.len() as u64;
+                let topic = summarise(topic);
                 status.topics += 1;
                 status.partitions += u64::from(topic.partitions);
                 status.leaderless_partitions += u64::from(topic.leaderless_partitions);
@@ -117,6 +123,7 @@ impl Controller {
         let counts = [
             (status.leaderless_partitions, "without a leader"),
             (status.under_replicated_partitions, "under-replicated"),
+            (status.recovering_partitions, "recovering from an unclean election"),
         ];
         for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
             status.problems.push(format!("{count} partitions are {what}"));

@@ -9,9 +9,11 @@ use uuid::Uuid;
 use super::*;
 use crate::metadata::{NodeState, ParsedEntry};
 use crate::types::{ClusterId, DirectoryId, IncarnationId, NodeEpoch, StorageId, TopicId, Version};
-use crate::wire::admin::{self, NodeRegister, TopicCreate};
+use crate::wire::admin::{
+    self, IsrMember, IsrOutcome, IsrRequest, NodeRegister, PartitionAlter, PartitionAltered, TopicCreate,
+};
 use crate::wire::{
-    AckOutcome, Code, ControllerRole, Health, Heartbeat, HeartbeatAnswer, PushAck, WantedState, WireMessage,
+    AckOutcome, Code, ControllerRole, Health, Heartbeat, HeartbeatAnswer, Push, PushAck, WantedState, WireMessage,
 };
 
 /// What becomes of the next append.
@@ -34,8 +36,13 @@ struct Rig {
     fates: VecDeque<Fate>,
     answers: Vec<(Token, Result<Bytes, WireError>)>,
     pushes: Vec<StorageId>,
+    /// How many entries each of them had.
+    entries: Vec<usize>,
     serving: bool,
     tokens: u64,
+    /// Appends are held back, and this is the one.
+    stalled: bool,
+    held: Option<(Version, Bytes)>,
 }
 
 fn settings() -> Settings {
@@ -75,8 +82,11 @@ impl Rig {
             fates: VecDeque::new(),
             answers: Vec::new(),
             pushes: Vec::new(),
+            entries: Vec::new(),
             serving: false,
             tokens: 0,
+            stalled: false,
+            held: None,
         }
     }
 
@@ -110,6 +120,10 @@ impl Rig {
                 let head = if self.missing { Head::Missing } else { present };
                 Some(Input::Head { asked_at: sent_at, head: Some(head) })
             }
+            Effect::Append { expected, payload } if self.stalled => {
+                self.held = Some((expected, payload));
+                None
+            }
             Effect::Append { expected, payload } => self.append(expected, payload),
             Effect::Read { version } => {
                 let found = self.stream.get(version.0 as usize - 1).cloned();
@@ -128,8 +142,9 @@ impl Rig {
                 self.answers.push((token, Err(error)));
                 None
             }
-            Effect::Push { storage, .. } => {
+            Effect::Push { storage, payload } => {
                 self.pushes.push(storage);
+                self.entries.push(Push::decode(&payload).unwrap().entries.len());
                 None
             }
             Effect::Serve(serve) => {
@@ -226,6 +241,10 @@ impl Rig {
     }
 
     fn heartbeat(&mut self, id: u32, client: u64, sequence: u64) -> Option<HeartbeatAnswer> {
+        self.heartbeat_at(id, client, sequence, self.core.history().position())
+    }
+
+    fn heartbeat_at(&mut self, id: u32, client: u64, sequence: u64, position: Position) -> Option<HeartbeatAnswer> {
         self.tokens += 1;
         let token = Token(self.tokens);
         let heartbeat = Heartbeat {
@@ -236,7 +255,7 @@ impl Rig {
             node_epoch: self.node(id).epoch,
             connection: connection(client),
             sequence,
-            position: self.core.history().position(),
+            position,
             controller_epoch: self.core.history().controller_epoch(),
             leader_count: 0,
             follower_count: 0,
@@ -263,6 +282,43 @@ impl Rig {
             error: None,
         };
         self.feed(Input::Ack { storage: StorageId(id), payload: ack.encode() });
+    }
+
+    /// Controller 1 says that it is there.
+    fn peer(&mut self, sequence: u64) {
+        let heartbeat = ControllerHeartbeat {
+            cluster: Some(ClusterId(Uuid::from_u128(3))),
+            controller: ControllerId(1),
+            directory: DirectoryId(Uuid::from_u128(50)),
+            incarnation: IncarnationId(Uuid::from_u128(51)),
+            connection: connection(3),
+            sequence,
+            role: ControllerRole::Standby,
+            position: Position::default(),
+            controller_epoch: ControllerEpoch(1),
+            halted: None,
+        };
+        self.feed(Input::ControllerHeartbeat { payload: heartbeat.encode() });
+    }
+
+    /// What was pushed since the last look: to whom, and how many entries.
+    fn pushed(&mut self) -> Vec<(u32, usize)> {
+        let pushes = std::mem::take(&mut self.pushes).into_iter().map(|id| id.0);
+        pushes.zip(std::mem::take(&mut self.entries)).collect()
+    }
+
+    /// An active controller with nodes 0 and 1; node 1 is paired with controller 1, which was heard just now.
+    fn with_a_standby() -> Self {
+        let mut rig = Self::with_nodes();
+        let services = ServicesView { pairings: [(StorageId(1), ControllerId(1))].into(), ..ServicesView::default() };
+        rig.peer(1);
+        rig.feed(Input::Services(Arc::new(services)));
+        assert_eq!([0, 1].map(|id| rig.node(id).pairing.unwrap().0), [0, 1]);
+        for id in 0..2 {
+            rig.acknowledge(id);
+        }
+        rig.pushed();
+        rig
     }
 
     /// An active controller with nodes 0 and 1, both active.
@@ -396,6 +452,146 @@ fn an_admin_answer_waits_until_every_active_node_has_the_change() {
     rig.acknowledge(1);
     let answer: admin::Changed = serde_json::from_slice(rig.answer(token).unwrap().as_ref().unwrap()).unwrap();
     assert_eq!((answer.applied, answer.active, answer.version.0), (2, 2, rig.stream.len() as u64));
+}
+
+#[test]
+fn the_active_controller_steps_in_where_anothers_push_is_not_acknowledged_in_time() {
+    let mut rig = Rig::with_a_standby();
+    rig.create("orders");
+    rig.acknowledge(0);
+    assert_eq!(rig.pushed(), [(0, 1)], "the one that is paired pushes first");
+    rig.pass(Duration::from_millis(100));
+    assert_eq!(rig.pushed(), [(1, 0)], "the node is to fetch: nothing of the history comes from who is not paired");
+    rig.acknowledge(1);
+    rig.pass(Duration::from_millis(400));
+    assert_eq!(rig.pushed(), []);
+    // Whose pushes are acknowledged needs nobody to step in.
+    rig.peer(2);
+    rig.create("more");
+    rig.acknowledge(0);
+    rig.acknowledge(1);
+    rig.pass(Duration::from_millis(400));
+    assert_eq!(rig.pushed(), [(0, 1)]);
+}
+
+#[test]
+fn the_active_controller_steps_in_at_once_for_a_controller_that_is_not_heard() {
+    let mut rig = Rig::with_a_standby();
+    rig.pass(Duration::from_millis(1300));
+    for id in 0..2 {
+        rig.heartbeat(id, 10 + u64::from(id), 3);
+    }
+    rig.create("orders");
+    assert_eq!(rig.pushed(), [(0, 1), (1, 0)]);
+    rig.acknowledge(0);
+    rig.pass(Duration::from_millis(1000));
+    let again = rig.pushed();
+    assert!((2..=5).contains(&again.len()) && again.iter().all(|push| *push == (1, 0)), "with backoff: {again:?}");
+}
+
+#[test]
+fn a_controller_that_is_not_active_pushes_to_its_own_nodes_alone() {
+    let mut rig = Rig::with_a_standby();
+    rig.feed(Input::LeaseHeld { holder: None, revision: 1_000 });
+    assert_eq!(rig.core.role(), ControllerRole::Standby);
+    let (image, previous) = (rig.core.history().image().unwrap().clone(), rig.core.history().position());
+    let entry = crate::metadata::Entry {
+        cluster: image.cluster,
+        controller_epoch: image.controller_epoch(),
+        previous,
+        committed_at: WallTime(0),
+        cause: "a test".into(),
+        request: None,
+        records: vec![crate::metadata::Record::NoOp {}],
+    };
+    let payload = crate::metadata::encode_change(&entry, 10_000).unwrap().remove(0);
+    rig.stream.push(payload.clone());
+    rig.feed(Input::Entry { version: previous.version.next(), payload });
+    rig.acknowledge(0);
+    rig.pass(Duration::from_millis(200));
+    assert_eq!(rig.pushed(), [(0, 1)]);
+}
+
+#[test]
+fn a_push_that_nobody_hears_is_repeated_when_the_node_is_heard_and_not_before() {
+    let mut rig = Rig::with_nodes();
+    rig.acknowledge(0);
+    rig.acknowledge(1);
+    rig.pushed();
+    let before = rig.core.history().position();
+    rig.create("orders");
+    rig.acknowledge(1);
+    assert_eq!(rig.pushed(), [(0, 1), (1, 1)]);
+    rig.feed(Input::PushUnheard { storage: StorageId(0) });
+    rig.pass(Duration::from_millis(1000));
+    rig.create("more");
+    rig.acknowledge(1);
+    assert_eq!(rig.pushed(), [(1, 1)]);
+    rig.heartbeat_at(0, 10, 3, before);
+    assert_eq!(rig.pushed(), [(0, 2)], "at once, and all that it lacks");
+}
+
+impl Rig {
+    /// Node `id`, which leads them, asks for itself alone in these partitions of `orders`.
+    fn alter(&mut self, id: u32, partitions: &[u32]) -> Token {
+        let image = self.core.history().image().unwrap();
+        let topic = image.topic("orders").unwrap();
+        let member = IsrMember { storage: StorageId(id), node_epoch: image.storage[&StorageId(id)].epoch };
+        let asked = |number: &u32| {
+            let held = image.partition(topic.id, *number).unwrap();
+            IsrRequest {
+                topic_id: topic.id,
+                partition: *number,
+                leader_epoch: held.leader_epoch,
+                partition_epoch: held.epoch,
+                isr: vec![member],
+                recovered: false,
+            }
+        };
+        let partitions = partitions.iter().map(asked).collect();
+        let request = PartitionAlter { storage: StorageId(id), node_epoch: member.node_epoch, partitions };
+        self.admin("partition", "alter", admin::encode(&request))
+    }
+
+    /// For each partition of the request, the epoch that it got or why it was refused.
+    fn altered(&self, token: Token) -> Vec<Result<u32, Code>> {
+        let answer = self.answer(token).expect("an answer").as_ref().unwrap();
+        let answer: PartitionAltered = serde_json::from_slice(answer).unwrap();
+        let outcome = |outcome: IsrOutcome| match (outcome.partition_epoch, outcome.error) {
+            (Some(epoch), None) => Ok(epoch.0),
+            (_, error) => Err(error.unwrap().code),
+        };
+        answer.partitions.into_iter().map(outcome).collect()
+    }
+}
+
+#[test]
+fn leaders_that_ask_at_the_same_time_get_one_change_and_each_an_answer_of_its_own() {
+    let mut rig = Rig::with_nodes();
+    let request = r#"{"name":"orders","partitions":4}"#;
+    rig.admin("topic", "create", request.into());
+    let led = |rig: &Rig, id| -> Vec<u32> {
+        let topic = rig.core.history().image().unwrap().topic("orders").unwrap().clone();
+        (0..4).filter(|number| topic.partitions[*number as usize].leader == Some(StorageId(id))).collect()
+    };
+    let (zeros, ones) = (led(&rig, 0), led(&rig, 1));
+    assert_eq!((zeros.len(), ones.len()), (2, 2));
+    let before = rig.stream.len();
+    // While a change is under way all of them wait; a request of one node for several partitions is one change in any case.
+    rig.stalled = true;
+    rig.create("under way");
+    let first = rig.alter(0, &zeros);
+    let second = rig.alter(1, &ones);
+    let again = rig.alter(0, &zeros[..1]);
+    let foreign = rig.alter(1, &zeros[1..]);
+    rig.stalled = false;
+    let (expected, payload) = rig.held.take().expect("the change that is under way");
+    let answered = rig.append(expected, payload).unwrap();
+    rig.feed(answered);
+    assert_eq!(rig.stream.len(), before + 2, "the change under way, and one for both");
+    assert_eq!((rig.altered(first), rig.altered(second)), (vec![Ok(1), Ok(1)], vec![Ok(1), Ok(1)]));
+    assert_eq!(rig.altered(again), [Err(Code::InvalidUpdateVersion)], "it asked again for what had changed by then");
+    assert_eq!(rig.altered(foreign), [Err(Code::NotLeaderOrFollower)]);
 }
 
 #[test]

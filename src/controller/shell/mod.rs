@@ -204,9 +204,16 @@ impl JetStream {
     }
 }
 
-/// What the core needs to know of services.json.
-fn view(services: &Services) -> ServicesView {
+/// What the core needs to know of services.json. The history's subject is that of its stream, and stays what it was.
+fn view(services: &Services, log: &Log) -> ServicesView {
+    let (present, wanted) = (&log.config().subject, services.log_subject());
+    let moved = (*present != wanted).then(|| {
+        format!(
+            "services.json moves the history to {wanted}, which cannot be done: it stays on {present}, take that back"
+        )
+    });
     ServicesView {
+        problems: moved.into_iter().collect(),
         pairings: services.storage_ids().filter_map(|id| Some((id, services.pairing(id)?))).collect(),
         storage: services.storage_ids().collect(),
         controllers: services.controller_ids().collect(),

@@ -138,7 +138,9 @@ pub(super) async fn recreate(
     Ok(snapshot)
 }
 
-/// Removes what a committed snapshot covers: messages, and all older snapshots but one. A failure is made good the next time.
+/// Removes what a committed snapshot covers: messages, all older snapshots but one, and what is left of snapshots that were cut
+/// off. A failure is made good the next time. A deposed controller that is still writing one finds, when it reads it back,
+/// that it is not whole; it could not have committed it either.
 pub(super) async fn purge(jetstream: &JetStream, before: Version) {
     if let Err(error) = jetstream.log.purge_before(before.0).await {
         tracing::warn!(%error, "the history was not purged before version {before}");
@@ -153,6 +155,11 @@ pub(super) async fn purge(jetstream: &JetStream, before: Version) {
             Ok(()) => tracing::debug!(name, "removed an old snapshot"),
             Err(error) => tracing::warn!(name, %error, "an old snapshot was not removed"),
         }
+    }
+    match jetstream.snapshots.sweep().await {
+        Ok(0) => {}
+        Ok(attempts) => tracing::info!(attempts, "removed what was left of snapshots that were cut off"),
+        Err(error) => tracing::warn!(%error, "what is left of snapshots that were cut off was not removed"),
     }
 }
 

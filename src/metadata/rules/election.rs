@@ -50,7 +50,8 @@ impl<'a> Standing<'a> {
 /// What becomes of a partition: the first in-sync replica in order of preference that is active leads. A leader that is active
 /// stays; one that drains stays only where no other can lead. Where there is a leader, nodes that are fenced or drain leave
 /// the in-sync replicas. Where there is none, nobody leaves but a lost directory, and that only if another member remains:
-/// every member has everything that was acknowledged. None where nothing changes.
+/// every member has everything that was acknowledged. After an unclean election the partition recovers until its leader has
+/// said that it has, whoever is elected until then. None where nothing changes.
 pub fn elect(
     topic: &Topic,
     number: PartitionId,
@@ -79,6 +80,8 @@ pub fn elect(
         (None, Some(leader)) => (Some(leader), [leader].into_iter().collect()),
         (None, None) => (None, partition.isr().filter(|node| !standing.has_lost(*node)).collect()),
     };
+    // What a leader before it had not recovered, it has to recover as well.
+    let is_unclean = clean.is_none() && leader.is_some();
     let isr = if isr.is_empty() { before.clone() } else { isr };
     let waits = match standing.lost {
         Some((lost, directory)) if leader.is_none() && isr[..] == [lost] && waits_for.is_none() => Some(directory),
@@ -89,6 +92,7 @@ pub fn elect(
         leader: (leader != partition.leader).then_some(leader),
         isr: (isr != before).then(|| isr.to_vec()),
         waits_for: waits,
+        recovering: (is_unclean && !topic.recovering.contains(&number)).then_some(true),
     };
     (change.leader.is_some() || change.isr.is_some() || change.waits_for.is_some()).then_some(change)
 }
@@ -150,7 +154,7 @@ pub(super) fn elect_where(
 ) -> Vec<Record> {
     let mut gathered = Gathered::default();
     for topic in image.topics.values() {
-        for (number, partition) in (0..).zip(&topic.partitions) {
+        for (number, partition) in (0..).zip(topic.partitions.iter()) {
             if concerns(topic, partition)
                 && let Some(change) = elect(topic, number, partition, standing)
             {
@@ -165,7 +169,7 @@ pub(super) fn elect_where(
 pub(super) fn elect_leaderless(image: &Image, topic: &Topic) -> Vec<Record> {
     let standing = Standing::now(image);
     let mut gathered = Gathered::default();
-    for (number, partition) in (0..).zip(&topic.partitions) {
+    for (number, partition) in (0..).zip(topic.partitions.iter()) {
         if partition.leader.is_none()
             && let Some(change) = elect(topic, number, partition, &standing)
         {
@@ -346,8 +350,13 @@ mod tests {
     #[test]
     fn many_partitions_are_split_over_records_and_topics_are_not_mixed() {
         let mut gathered = Gathered::default();
-        let change =
-            |partition, isr: Option<Vec<StorageId>>| PartitionChange { partition, leader: None, isr, waits_for: None };
+        let change = |partition, isr: Option<Vec<StorageId>>| PartitionChange {
+            partition,
+            leader: None,
+            isr,
+            waits_for: None,
+            recovering: None,
+        };
         (0..1_100).for_each(|number| gathered.push(topic_id(0), change(number, None)));
         let wide = ids([0; 32]);
         (0..200).for_each(|number| gathered.push(topic_id(1), change(number, Some(wide.clone()))));

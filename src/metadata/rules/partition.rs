@@ -15,6 +15,8 @@ pub struct IsrChange {
     pub leader_epoch: LeaderEpoch,
     pub partition_epoch: PartitionEpoch,
     pub isr: Vec<(StorageId, NodeEpoch)>,
+    /// The leader has recovered from the unclean election that it came from. Where there was none it says nothing.
+    pub recovered: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -41,6 +43,10 @@ pub enum IsrError {
         "storage node {node} cannot be in sync on partition {partition} of {topic}: it is fenced, draining or of another incarnation"
     )]
     IneligibleReplica { topic: TopicId, partition: PartitionId, node: StorageId },
+    #[error(
+        "partition {partition} of {topic} recovers from an unclean election: its leader alone is in sync until it has said that it recovered"
+    )]
+    Recovering { topic: TopicId, partition: PartitionId },
 }
 
 /// Takes a leader's changes of in-sync replicas, each on its own: for each the partition epoch that holds afterwards, or why it
@@ -97,13 +103,19 @@ fn judge(
         return Err(IsrError::StalePartitionEpoch { topic, partition, present, got: change.partition_epoch });
     }
     let isr = members(held, sender, change).ok_or(IsrError::InvalidReplicas { topic, partition })?;
+    let is_recovering = image.is_recovering(topic, partition) && !twice;
+    if is_recovering && !change.recovered && isr.len() > 1 {
+        return Err(IsrError::Recovering { topic, partition });
+    }
     if let Some((node, _)) = change.isr.iter().find(|(node, epoch)| !eligible(image, *node, *epoch, sender)) {
         return Err(IsrError::IneligibleReplica { topic, partition, node: *node });
     }
-    if held.isr().eq(isr.iter().copied()) {
+    let isr = (!held.isr().eq(isr.iter().copied())).then_some(isr);
+    let recovering = (is_recovering && change.recovered).then_some(false);
+    if isr.is_none() && recovering.is_none() {
         return Ok((present, None));
     }
-    let change = PartitionChange { partition, leader: None, isr: Some(isr), waits_for: None };
+    let change = PartitionChange { partition, leader: None, isr, waits_for: None, recovering };
     Ok((PartitionEpoch(present.0 + 1), Some(change)))
 }
 
@@ -134,10 +146,16 @@ pub fn preferred(image: &Image, limit: usize) -> Vec<Record> {
             let first = partition.replicas.first().copied()?;
             let moves = partition.leader.is_some_and(|leader| leader != first);
             let can = moves && partition.in_sync(first) && image.is_active(first);
-            let change = PartitionChange { partition: number, leader: Some(Some(first)), isr: None, waits_for: None };
+            let change = PartitionChange {
+                partition: number,
+                leader: Some(Some(first)),
+                isr: None,
+                waits_for: None,
+                recovering: None,
+            };
             can.then_some((topic.id, change))
         };
-        (0..).zip(&topic.partitions).filter_map(back)
+        (0..).zip(topic.partitions.iter()).filter_map(back)
     });
     moves.take(limit).for_each(|(topic, change)| gathered.push(topic, change));
     gathered.records()
@@ -161,7 +179,7 @@ mod tests {
         let held = world.image().partition(topic_id(0), 0).unwrap();
         let isr = isr.iter().map(|node| (StorageId(*node), world.epoch(*node))).collect();
         let (leader_epoch, partition_epoch) = (held.leader_epoch, held.epoch);
-        IsrChange { topic: topic_id(0), partition: 0, leader_epoch, partition_epoch, isr }
+        IsrChange { topic: topic_id(0), partition: 0, leader_epoch, partition_epoch, isr, recovered: false }
     }
 
     fn outcome(world: &World, sender: u32, change: IsrChange) -> Result<PartitionEpoch, IsrError> {
@@ -281,6 +299,73 @@ mod tests {
         assert_eq!(outcomes, [Ok(PartitionEpoch(2)), Ok(PartitionEpoch(1)), Err(stale), Err(unknown)]);
         world.commit(records);
         assert_eq!((world.standing(0).1, world.standing(1).1), (vec![0], vec![0]));
+    }
+
+    /// Node 1, which was not in sync, leads since node 0 is gone.
+    fn unclean() -> World {
+        let mut world = World::with_nodes(3);
+        let key = crate::metadata::config::UNCLEAN_ELECTION.to_string();
+        world.topic_with(0, [0, 1, 2], BTreeMap::from([(key, "true".to_string())]));
+        world.shrink(0, [0]);
+        world.fence([0]);
+        assert_eq!(world.standing(0), (Some(1), vec![1]));
+        world
+    }
+
+    #[test]
+    fn after_an_unclean_election_nobody_joins_the_leader_before_it_says_that_it_has_recovered() {
+        let mut world = unclean();
+        let (topic, partition) = (topic_id(0), 0);
+        assert!(world.image().is_recovering(topic, partition));
+        let grown = asks(&world, [1, 2]);
+        assert_eq!(outcome(&world, 1, grown.clone()), Err(IsrError::Recovering { topic, partition }));
+        let alone = asks(&world, [1]);
+        assert_eq!(outcome(&world, 1, alone), Ok(grown.partition_epoch), "that holds already");
+        assert_eq!(
+            outcome(&world, 2, IsrChange { recovered: true, ..grown.clone() }),
+            Err(IsrError::NotLeader { topic, partition, node: StorageId(2) })
+        );
+        let recovered = IsrChange { recovered: true, ..asks(&world, [1]) };
+        let (records, outcomes) = alter_isr(world.image(), StorageId(1), world.epoch(1), &[recovered]).unwrap();
+        assert_eq!(outcomes, [Ok(PartitionEpoch(grown.partition_epoch.0 + 1))]);
+        world.commit(records);
+        assert!(!world.image().is_recovering(topic, partition));
+        assert!(outcome(&world, 1, asks(&world, [1, 2])).is_ok());
+        // Said once more, of a partition that recovers no longer, it changes nothing.
+        let again = IsrChange { recovered: true, ..asks(&world, [1]) };
+        let present = again.partition_epoch;
+        assert_eq!(outcome(&world, 1, again), Ok(present));
+    }
+
+    #[test]
+    fn a_leader_may_say_that_it_has_recovered_and_ask_for_others_in_one_request() {
+        let mut world = unclean();
+        let both = IsrChange { recovered: true, ..asks(&world, [1, 2]) };
+        world.commit(alter_isr(world.image(), StorageId(1), world.epoch(1), &[both]).unwrap().0);
+        assert_eq!(world.standing(0), (Some(1), vec![1, 2]));
+        assert!(!world.image().is_recovering(topic_id(0), 0));
+    }
+
+    #[test]
+    fn a_partition_goes_on_recovering_whoever_leads_until_a_leader_has_said_so() {
+        let mut world = unclean();
+        // The same leader comes back, by a clean election.
+        world.fence([1, 2]);
+        assert_eq!(world.standing(0), (None, vec![1]));
+        assert!(world.image().is_recovering(topic_id(0), 0));
+        world.unfence([1]);
+        assert_eq!(world.standing(0), (Some(1), vec![1]));
+        assert!(world.image().is_recovering(topic_id(0), 0));
+        // Another one, by a second unclean election.
+        world.unfence([2]);
+        world.fence([1]);
+        assert_eq!(world.standing(0), (Some(2), vec![2]));
+        assert!(world.image().is_recovering(topic_id(0), 0));
+        let (image, position) = (world.image(), world.history.position());
+        let mut bytes = Vec::new();
+        crate::metadata::write_snapshot(image, position, &mut bytes).unwrap();
+        let (read, _) = crate::metadata::read_snapshot(&mut bytes.as_slice()).unwrap();
+        assert_eq!(&read, image, "a snapshot keeps it");
     }
 
     #[test]

@@ -149,7 +149,13 @@ fn a_record_that_is_not_known_stops_the_replica_where_it_stands() {
 #[test]
 fn a_record_that_breaks_a_rule_stops_the_replica() {
     let world = World::with_nodes(2);
-    let outside = PartitionChange { partition: 0, leader: None, isr: Some(vec![StorageId(1)]), waits_for: None };
+    let outside = PartitionChange {
+        partition: 0,
+        leader: None,
+        isr: Some(vec![StorageId(1)]),
+        waits_for: None,
+        recovering: None,
+    };
     let mut with_topic = World::with_nodes(2);
     with_topic.topic(0, [0, 1]);
     let change = Record::PartitionsChanged { topic_id: topic_id(0), changes: vec![outside] };

@@ -1,7 +1,8 @@
 //! Fetching what is missing: entries from where the node stands, or a snapshot in pieces where they are gone.
 //!
 //! One request is under way at a time. A gap is fetched at once; a node that merely stays behind waits a heartbeat for the
-//! push that its heartbeat triggers. The paired controller and the active one take turns where the first brings nothing.
+//! push that its heartbeat triggers. The paired controller and the active one take turns where the first brings nothing, and
+//! the active one is asked at once where it says that it had to step in for the paired one.
 
 use bytes::Bytes;
 
@@ -54,6 +55,8 @@ pub(super) struct Fetch {
     wanted: Option<Reason>,
     /// Who pushed what left a gap: asked where nobody better is known.
     hint: Option<ControllerId>,
+    /// The active controller, which stands in for the paired one: asked until it fails or brings nothing more.
+    stands_in: Option<ControllerId>,
     asked: Option<Asked>,
     phase: Phase,
     retry: Retry,
@@ -81,6 +84,7 @@ impl Fetch {
 
     pub(super) fn failed(&mut self, now: Monotonic, settings: &Settings, jitter: &mut Jitter) {
         self.asked = None;
+        self.stands_in = None;
         self.retry.failed(now, settings, jitter);
         match &self.phase {
             Phase::Snapshot { .. } if self.retry.failures() < PATIENCE => {}
@@ -89,6 +93,12 @@ impl Fetch {
                 self.turn = self.turn.wrapping_add(1);
             }
         }
+    }
+
+    /// What an answer brought is all there was, or is not.
+    fn want_more(&mut self, more: bool) {
+        self.wanted = more.then_some(Reason::More);
+        self.stands_in = self.stands_in.filter(|_| more);
     }
 
     fn in_snapshot(&self) -> bool {
@@ -106,6 +116,18 @@ impl StorageCore {
     pub(super) fn want_fetch(&mut self, reason: Reason, hint: Option<ControllerId>) {
         self.fetch.wanted = Some(reason);
         self.fetch.hint = hint.or(self.fetch.hint);
+    }
+
+    /// The active controller says that there is more, since the paired one has not brought it. What the paired one was asked is
+    /// not waited for, unless it is handing out a snapshot: that takes its time, and would begin anew.
+    pub(super) fn fetch_from_stand_in(&mut self, active: ControllerId) {
+        self.fetch.wanted = Some(Reason::Gap);
+        if self.fetch.stands_in == Some(active) || !matches!(self.fetch.phase, Phase::Entries) {
+            return;
+        }
+        self.fetch.stands_in = Some(active);
+        self.fetch.asked.take_if(|asked| asked.controller != active);
+        self.fetch.retry.reset();
     }
 
     pub(super) fn step_fetch(&mut self, now: Monotonic, out: &mut Vec<Effect>) {
@@ -143,6 +165,9 @@ impl StorageCore {
 
     /// Whose turn it is.
     fn fetch_from(&self) -> Option<ControllerId> {
+        if self.fetch.stands_in.is_some() {
+            return self.fetch.stands_in;
+        }
         let (paired, active) = (self.pairing().controller, self.session.active);
         let (first, second) = if self.fetch.turn.is_multiple_of(2) { (paired, active) } else { (active, paired) };
         first.or(second).or(self.fetch.hint)
@@ -190,11 +215,11 @@ impl StorageCore {
         let ours = self.history.position();
         if ours != asked.from {
             // A push was faster. What is still missing is seen at the next look.
-            self.fetch.wanted = (answer.head.version > ours.version).then_some(Reason::More);
+            self.fetch.want_more(answer.head.version > ours.version);
             return Ok(());
         }
         if answer.position.version <= ours.version {
-            self.fetch.wanted = None;
+            self.fetch.want_more(false);
             let is_behind = self.session.head.is_some_and(|head| head.version > ours.version);
             let words = "it has nothing newer than this node";
             return if is_behind { Err(WireError::new(Code::Unknown, words)) } else { Ok(()) };
@@ -213,7 +238,7 @@ impl StorageCore {
             }
             return Err(error);
         }
-        self.fetch.wanted = (answer.head.version > self.history.position().version).then_some(Reason::More);
+        self.fetch.want_more(answer.head.version > self.history.position().version);
         Ok(())
     }
 

@@ -1,4 +1,5 @@
-//! The leader's wish for in-sync replicas: every replica whose node is active belongs to them, since logs are empty.
+//! The leader's wish for in-sync replicas: every replica whose node is active belongs to them, since logs are empty. For the same
+//! reason a leader that came from an unclean election has recovered once it leads, and says so.
 //!
 //! Batched, one request under way. It is looked at anew with each applied change and after each refusal.
 
@@ -93,7 +94,7 @@ impl StorageCore {
     }
 }
 
-/// All replicas that can be in sync, where they are more than now. None where a member cannot be asked for at present: the
+/// All replicas that can be in sync, where they are more than now or the partition is to recover. None where a member cannot be asked for at present: the
 /// controller is about to take it out.
 fn wish(image: &Image, me: StorageId, topic: TopicId, number: PartitionId) -> Option<IsrRequest> {
     let partition = image.partition(topic, number)?;
@@ -102,7 +103,8 @@ fn wish(image: &Image, me: StorageId, topic: TopicId, number: PartitionId) -> Op
     }
     let fit = |node: StorageId| node == me || image.is_active(node);
     let grows = partition.replicas.iter().any(|node| fit(*node) && !partition.in_sync(*node));
-    if !grows || !partition.isr().all(fit) {
+    let recovered = image.is_recovering(topic, number);
+    if !(grows || recovered) || !partition.isr().all(fit) {
         return None;
     }
     Some(IsrRequest {
@@ -111,6 +113,7 @@ fn wish(image: &Image, me: StorageId, topic: TopicId, number: PartitionId) -> Op
         leader_epoch: partition.leader_epoch,
         partition_epoch: partition.epoch,
         isr: members(image, partition, fit)?,
+        recovered,
     })
 }
 

@@ -21,7 +21,7 @@ pub(super) struct Leads {
     lost: Vec<Leadership>,
     /// Begin when this version is on the disk.
     gaining: VecDeque<(Version, Leadership)>,
-    /// Led by this node, and not every replica is in sync.
+    /// Led by this node, and not every replica is in sync, or it is to say that it has recovered.
     pub(super) under: BTreeSet<Place>,
 }
 
@@ -80,14 +80,22 @@ impl Leads {
         let version = history.position().version;
         for place in std::mem::take(&mut self.touched) {
             let partition = image.and_then(|image| image.partition(place.0, place.1));
-            self.look_at(place, partition, version, me);
+            let is_recovering = image.is_some_and(|image| image.is_recovering(place.0, place.1));
+            self.look_at(place, partition, is_recovering, version, me);
         }
     }
 
-    fn look_at(&mut self, place: Place, partition: Option<&Partition>, version: Version, me: Option<StorageId>) {
+    fn look_at(
+        &mut self,
+        place: Place,
+        partition: Option<&Partition>,
+        is_recovering: bool,
+        version: Version,
+        me: Option<StorageId>,
+    ) {
         let led = partition.filter(|partition| me.is_some() && partition.leader == me);
         match led {
-            Some(partition) if partition.under_replicated() => self.under.insert(place),
+            Some(partition) if partition.under_replicated() || is_recovering => self.under.insert(place),
             Some(_) | None => self.under.remove(&place),
         };
         let epoch = led.map(|partition| partition.leader_epoch);

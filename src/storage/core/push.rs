@@ -46,6 +46,11 @@ impl StorageCore {
         }
         let known = self.pairing();
         let paired = push.pairing_epoch == known.epoch && known.controller == Some(push.controller);
+        let is_active = self.session.active == Some(push.controller);
+        if !paired && is_active && push.entries.is_empty() && push.pairing_epoch >= known.epoch {
+            self.stands_in(now, &push, token, out);
+            return;
+        }
         if !paired && push.pairing_epoch <= known.epoch {
             self.complain_of(now, "push-unpaired", push.controller, out, || not_paired(&push, known));
             self.acknowledge(Some(token), AckOutcome::NotPaired, pushed, None, out);
@@ -61,6 +66,22 @@ impl StorageCore {
                 self.acknowledge(Some(token), AckOutcome::Gap, pushed, None, out);
             }
             Verdict::Apply => self.apply_push(now, &push, paired, known, token, out),
+        }
+    }
+
+    /// The active controller says how far the history is, without any of it: the paired one is silent. Nothing is applied that
+    /// the paired one did not push or this node did not ask for, so the node asks.
+    fn stands_in(&mut self, now: Monotonic, push: &Push, token: Token, out: &mut Vec<Effect>) {
+        let pushed = push.position;
+        match self.judge(push) {
+            Verdict::Known => {
+                self.answer_when_saved(Answer { token: Some(token), outcome: AckOutcome::Duplicate, pushed }, out);
+            }
+            Verdict::Forked => self.forked(now, push, token, out),
+            Verdict::Gap | Verdict::Apply => {
+                self.fetch_from_stand_in(push.controller);
+                self.acknowledge(Some(token), AckOutcome::Gap, pushed, None, out);
+            }
         }
     }
 
@@ -169,6 +190,7 @@ impl StorageCore {
     }
 
     fn refuse(&mut self, now: Monotonic, token: Token, pushed: Position, error: WireError, out: &mut Vec<Effect>) {
+        self.refused += 1;
         self.complain(now, "push-refused", Level::Warn, out, || format!("a push was refused: {error}"));
         self.acknowledge(Some(token), AckOutcome::Refused, pushed, Some(error), out);
     }
@@ -176,6 +198,7 @@ impl StorageCore {
     fn serve_fetch(&mut self, now: Monotonic, request: FetchRequest, token: Token, out: &mut Vec<Effect>) {
         match (request.cluster, self.identity.cluster) {
             (Some(theirs), Some(ours)) if theirs != ours => {
+                self.refused += 1;
                 self.complain(now, "fetch-foreign", Level::Warn, out, || {
                     format!("a fetch for cluster {theirs} came here")
                 });
@@ -184,7 +207,7 @@ impl StorageCore {
         }
     }
 
-    /// As [`Self::complain`], about one controller's pushes.
+    /// As [`Self::complain`], about one controller's push, which counts as refused.
     fn complain_of(
         &mut self,
         now: Monotonic,
@@ -193,6 +216,7 @@ impl StorageCore {
         out: &mut Vec<Effect>,
         words: impl FnOnce() -> String,
     ) {
+        self.refused += 1;
         if self.complaints.is_news(now, kind, Some(of)) {
             self.log(Level::Warn, out, words);
         }

@@ -12,7 +12,13 @@ fn alone() -> (Ledger, Node) {
     let mut ledger = Ledger::with_nodes();
     ledger.topic(vec![vec![ME, OTHER]]);
     ledger.state(OTHER, NodeEpoch(5), NodeState::Fenced);
-    ledger.partition(PartitionChange { partition: 0, leader: None, isr: Some(vec![ME]), waits_for: None });
+    ledger.partition(PartitionChange {
+        partition: 0,
+        leader: None,
+        isr: Some(vec![ME]),
+        waits_for: None,
+        recovering: None,
+    });
     let node = Node::running(&ledger);
     (ledger, node)
 }
@@ -29,6 +35,7 @@ fn request(ledger: &Ledger) -> PartitionAlter {
         leader_epoch: partition.leader_epoch,
         partition_epoch: partition.epoch,
         isr,
+        recovered: false,
     };
     PartitionAlter { storage: ME, node_epoch: NodeEpoch(2), partitions: vec![wish] }
 }
@@ -96,4 +103,35 @@ fn who_may_not_lead_asks_for_nothing() {
     let has = ledger.position();
     ledger.state(OTHER, NodeEpoch(5), NodeState::Active);
     assert!(matches!(node.push(&ledger.push(has))[..], [Effect::Persist { .. }]));
+}
+
+#[test]
+fn a_leader_from_an_unclean_election_says_that_it_has_recovered_even_where_nobody_can_join_it() {
+    let mut ledger = Ledger::with_nodes();
+    ledger.topic(vec![vec![OTHER, ME]]);
+    ledger.partition(PartitionChange {
+        partition: 0,
+        leader: Some(Some(ME)),
+        isr: Some(vec![ME]),
+        waits_for: None,
+        recovering: Some(true),
+    });
+    ledger.state(OTHER, NodeEpoch(5), NodeState::Fenced);
+    let mut node = Node::registered(&ledger);
+    node.heartbeat_now();
+    let effects = node.answered(&ledger, |_| {});
+    let asked = effects.iter().find_map(|effect| match effect {
+        Effect::RequestIsr { request, .. } => Some(request.clone()),
+        _ => None,
+    });
+    let asked = asked.expect("it says so as soon as it may lead").partitions;
+    let me = IsrMember { storage: ME, node_epoch: NodeEpoch(2) };
+    assert_eq!((asked.len(), asked[0].recovered, &asked[0].isr), (1, true, &vec![me]));
+    // Once that is in the history there is nothing left to say.
+    let has = ledger.position();
+    let said = PartitionChange { partition: 0, leader: None, isr: None, waits_for: None, recovering: Some(false) };
+    ledger.partition(said);
+    let mut node = Node::running(&ledger);
+    let effects = node.after(10_000, Input::Tick);
+    assert!(effects.iter().all(|effect| !matches!(effect, Effect::RequestIsr { .. })), "{effects:?} after {has}");
 }

@@ -139,7 +139,13 @@ fn a_leadership_ends_when_it_is_applied_and_begins_when_it_is_on_the_disk() {
     assert!(matches!(effects[..], [Effect::Persist { .. }]), "{effects:?}");
     let led = Leadership { topic: TOPIC, partition: 0, leader_epoch: LeaderEpoch(0) };
     assert_eq!(node.saved()[0], Effect::Leads { gained: vec![led], lost: vec![] });
-    ledger.partition(PartitionChange { partition: 0, leader: Some(Some(OTHER)), isr: None, waits_for: None });
+    ledger.partition(PartitionChange {
+        partition: 0,
+        leader: Some(Some(OTHER)),
+        isr: None,
+        waits_for: None,
+        recovering: None,
+    });
     let effects = node.push(&ledger.push(created));
     assert_eq!(effects[0], Effect::Leads { gained: vec![], lost: vec![led] });
     assert!(matches!(effects[1], Effect::Persist { .. }));

@@ -353,11 +353,85 @@ fn a_push_about_one_partition_leaves_the_others_alone() {
     ledger.topic(vec![vec![ME, OTHER], vec![OTHER, ME]]);
     let mut node = Node::running(&ledger);
     let has = ledger.position();
-    let change =
-        crate::metadata::PartitionChange { partition: 0, leader: Some(Some(OTHER)), isr: None, waits_for: None };
+    let change = crate::metadata::PartitionChange {
+        partition: 0,
+        leader: Some(Some(OTHER)),
+        isr: None,
+        waits_for: None,
+        recovering: None,
+    };
     ledger.partition(change);
     node.pushed(&ledger.push(has));
     let image = node.core.history.image().unwrap();
     assert_eq!(image.partition(TOPIC, 0).unwrap().leader, Some(OTHER));
     assert_eq!(image.partition(TOPIC, 1), ledger.history.image().unwrap().partition(TOPIC, 1));
+}
+
+/// What controller 1, which is active, sends to a node that is paired with controller 0.
+fn steps_in(ledger: &Ledger, base: Position) -> crate::wire::Push {
+    crate::wire::Push { controller: ControllerId(1), entries: Vec::new(), ..ledger.push(base) }
+}
+
+#[test]
+fn what_the_active_controller_says_in_place_of_a_silent_one_is_fetched_from_it_and_not_believed() {
+    let mut ledger = Ledger::with_nodes();
+    ledger.elect(1);
+    let mut node = Node::running(&ledger);
+    let has = ledger.position();
+    ledger.commit(vec![Record::NoOp {}]);
+    let head = ledger.commit(vec![Record::NoOp {}]);
+    let effects = node.push(&steps_in(&ledger, has));
+    assert_eq!(outcome(&effects), Some((AckOutcome::Gap, has)));
+    let Effect::Fetch { call, controller, request } = &effects[1] else { panic!("{effects:?}") };
+    assert_eq!((*controller, request.from), (ControllerId(1), has));
+    let body = crate::wire::WireMessage::encode(&ledger.fetch_answer(has));
+    node.take(Input::FetchAnswer { call: *call, result: Ok(crate::storage::core::FetchReply::Answer(body)) });
+    let effects = node.saved();
+    assert_eq!(effects, [ack(None, AckOutcome::Applied, head, head, 8)]);
+    // What it knows already it says so, and asks nobody.
+    assert_eq!(node.push(&steps_in(&ledger, has)), [ack(Some(9), AckOutcome::Duplicate, head, head, 8)]);
+}
+
+#[test]
+fn what_was_asked_of_a_silent_controller_is_not_waited_for_once_the_active_one_steps_in() {
+    let mut ledger = Ledger::with_nodes();
+    ledger.elect(1);
+    let mut node = Node::running(&ledger);
+    let has = ledger.position();
+    let between = ledger.commit(vec![Record::NoOp {}]);
+    ledger.commit(vec![Record::NoOp {}]);
+    let effects = node.push(&ledger.push(between));
+    assert!(matches!(effects[1], Effect::Fetch { controller: ControllerId(0), .. }), "{effects:?}");
+    let effects = node.push(&steps_in(&ledger, has));
+    assert!(matches!(effects[1], Effect::Fetch { controller: ControllerId(1), .. }), "{effects:?}");
+    // It has failed as well: the paired one has its turn again.
+    let Effect::Fetch { call, .. } = effects[1] else { panic!() };
+    node.take(Input::FetchAnswer { call, result: Err(crate::storage::core::CallError::NoResponders) });
+    let effects = node.after(2_000, Input::Tick);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Fetch { .. })), "{effects:?}");
+}
+
+#[test]
+fn only_the_active_controller_steps_in_and_only_without_entries() {
+    let mut ledger = Ledger::with_nodes();
+    ledger.elect(1);
+    let mut node = Node::running(&ledger);
+    let has = ledger.position();
+    let head = ledger.commit(vec![Record::NoOp {}]);
+    let stranger = crate::wire::Push { controller: ControllerId(2), ..steps_in(&ledger, has) };
+    let pushes = crate::wire::Push { controller: ControllerId(1), ..ledger.push(has) };
+    for push in [stranger, pushes] {
+        assert_eq!(node.push(&push), [ack(Some(9), AckOutcome::NotPaired, has, head, 8)]);
+    }
+    let stale = crate::wire::Push { controller_epoch: ControllerEpoch(1), ..steps_in(&ledger, has) };
+    assert_eq!(node.push(&stale), [ack(Some(9), AckOutcome::StaleEpoch, has, head, 8)]);
+    // Versions that changed nothing are no exception: their end is believed only from who was asked.
+    let void = ledger.garbage();
+    let mut node = Node::running(&ledger);
+    node.answered(&ledger, |_| {});
+    let beyond = ledger.garbage();
+    let effects = node.push(&steps_in(&ledger, void));
+    assert_eq!(outcome(&effects), Some((AckOutcome::Gap, void)));
+    assert_eq!(node.core.history.position(), void);
+    assert_ne!(void, beyond);
 }
