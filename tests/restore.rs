@@ -18,8 +18,7 @@ fn names(cluster: &Cluster) -> Vec<String> {
 /// Until every controller that runs has stopped writing and says so.
 fn await_halted(cluster: &Cluster, controllers: &[u32]) {
     cluster.await_that("every controller is halted", || {
-        let stranger = Stranger::new(&cluster.nats);
-        let status = stranger.status();
+        let status = Stranger::new(&cluster.nats).try_status()?;
         let services = status["metadataServices"].as_array().cloned().unwrap_or_default();
         let halted = services.len() == controllers.len() && services.iter().all(|service| service["state"] == "halted");
         if halted { Ok(()) } else { Err(status.to_string()) }
@@ -35,8 +34,8 @@ fn await_halted(cluster: &Cluster, controllers: &[u32]) {
 fn restore(cluster: &Cluster, nodes: u64) -> Value {
     // Until every node that runs is heard: what only it has would be lost otherwise.
     cluster.await_that("all that run are heard", || {
-        let stranger = Stranger::new(&cluster.nats);
-        let plan = stranger.ask("dmq.admin.metadata.restore", "");
+        let plan = Stranger::new(&cluster.nats).try_ask("dmq.admin.metadata.restore", "")?;
+        let plan: Value = serde_json::from_slice(&plan).map_err(|error| error.to_string())?;
         let missing = |id: u64| {
             let name = format!("storage node {id}");
             plan["notHeard"].as_array().is_none_or(|missing| missing.iter().any(|who| *who == name))
@@ -90,7 +89,7 @@ fn who_was_away_with_lost_versions_is_recognised_and_takes_a_snapshot() {
     assert!(source < lost, "{restored}");
     assert!(restored["newVersion"].as_u64() > Some(1_000_000_000), "{restored}");
     cluster.await_that("both nodes are active", || {
-        let status = Stranger::new(&cluster.nats).status();
+        let status = Stranger::new(&cluster.nats).try_status()?;
         let nodes = status["storageNodes"].as_array().cloned().unwrap_or_default();
         let active = nodes.iter().filter(|node| node["state"] == "active").count();
         if active == 2 && status["controller"].is_object() { Ok(()) } else { Err(status.to_string()) }

@@ -16,8 +16,8 @@ fn metadata_of(stranger: &Stranger, storage: u32) -> Vec<Value> {
     let mut history = History::new();
     loop {
         let request = FetchRequest { cluster: None, storage: None, from: history.position(), chunk: None };
-        let answer = stranger.ask(&format!("dmq.metadata.push.{storage}"), request.encode());
-        let answer = FetchAnswer::decode(answer.to_string().as_bytes()).expect("an answer to a fetch");
+        let answer = stranger.ask_raw(&format!("dmq.metadata.push.{storage}"), request.encode());
+        let answer = FetchAnswer::decode(&answer).expect("an answer to a fetch");
         assert_eq!(
             (&answer.error, answer.snapshot),
             (&None, None),
@@ -96,7 +96,7 @@ fn a_push_about_one_partition_leaves_all_others_as_they_were() {
         let now = one["partitions"][0]["leader"].as_u64();
         if now.is_some_and(|now| now as usize != leader) { Ok(()) } else { Err(one.to_string()) }
     });
-    cluster.run("topic alter one --partitions 2").unwrap();
+    cluster.run("topic alter one --config retention.ms=2000").unwrap();
     let shown = stranger.ask("dmq.admin.metadata.show", "");
     for node in (0..3).filter(|node| *node != leader) {
         assert_eq!(Value::Array(metadata_of(&stranger, node as u32)), shown, "storage node {node} has other metadata");
@@ -188,6 +188,7 @@ fn who_hears_nothing_stops_by_itself() {
         let words = format!("whether this node may lead may={may}");
         cluster.log_of("storage-0").lines().filter(|line| line.contains(&words)).count()
     };
+    cluster.await_that("it has a lease", || if may_lead(true) > 0 { Ok(()) } else { Err(cluster.log_of("storage-0")) });
     let (given, taken) = (may_lead(true), may_lead(false));
     // Frozen, it neither answers nor ends its connection: only time tells.
     cluster.controllers[0].pause();
@@ -202,11 +203,16 @@ fn who_hears_nothing_stops_by_itself() {
 
 #[test]
 fn one_slow_node_holds_up_nobody() {
+    let mut cluster = Cluster::start(1, 3);
+    cluster.await_healthy();
     // So long a session that the frozen node is not fenced: it is waited for, or not, as what it is.
-    let cluster = Cluster::start_with(1, 3, &[("DMQ_SESSION_TIMEOUT_MS", "600000")]);
+    cluster.set("DMQ_SESSION_TIMEOUT_MS", "600000");
+    cluster.controllers[0].kill();
+    cluster.controllers[0] = cluster.controller(0);
     cluster.await_healthy();
     let stranger = Stranger::new(&cluster.nats);
-    let (mut fast, mut slow) = (stranger.listen("dmq.metadata.ack.*"), stranger.listen("dmq.metadata.push.2"));
+    let mut acks = [0, 1, 2].map(|node| stranger.listen(&format!("dmq.metadata.ack.{node}")));
+    let mut slow = stranger.listen("dmq.metadata.push.2");
     cluster.storage[2].pause();
     let create = |name: &str, wait: u64| {
         let request = json!({ "name": name, "partitions": 3, "replicationFactor": 3, "terms": { "waitMs": wait } });
@@ -220,8 +226,8 @@ fn one_slow_node_holds_up_nobody() {
     for number in 0..20 {
         (version, ..) = create(&format!("topic-{number}"), 0);
     }
-    for node in [0, 1] {
-        fast.find(|ack| ack["storage"] == node && ack["position"]["version"].as_u64() >= Some(version));
+    for ack in &mut acks[..2] {
+        ack.find(|ack| ack["position"]["version"].as_u64() >= Some(version));
     }
     // An answer says what it is waiting for no longer.
     let (_, applied, active) = create("waited-for", 100);
@@ -232,7 +238,7 @@ fn one_slow_node_holds_up_nobody() {
     assert_eq!(again["base"], first["base"], "{again}");
     cluster.storage[2].resume();
     let head = stranger.version();
-    fast.find(|ack| ack["storage"] == 2 && ack["position"]["version"].as_u64() >= Some(head));
+    acks[2].find(|ack| ack["position"]["version"].as_u64() >= Some(head));
     assert_eq!(metadata_of(&stranger, 2), metadata_of(&stranger, 0));
 }
 

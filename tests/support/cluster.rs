@@ -71,6 +71,11 @@ impl Cluster {
         cluster
     }
 
+    /// A setting of every process that is started from now on.
+    pub fn set(&mut self, name: &'static str, value: &str) {
+        self.env.push((name, value.to_owned()));
+    }
+
     pub fn command(&self) -> Command {
         let mut command = Command::new(DMQ);
         command.current_dir(self.folder.path()).env("DMQ_NATS_URL", self.nats.url());

@@ -27,16 +27,22 @@ impl Stranger {
         Self { runtime, client }
     }
 
-    /// The answer to a request. That there is none fails the test.
-    pub fn ask(&self, subject: &str, payload: impl Into<Vec<u8>>) -> Value {
+    /// The answer to a request, or why there is none.
+    pub fn try_ask(&self, subject: &str, payload: impl Into<Vec<u8>>) -> Result<Vec<u8>, String> {
         let payload: Vec<u8> = payload.into();
-        let asking = async {
-            let request = async_nats::Request::new().payload(payload.into()).timeout(Some(DEADLINE));
-            self.client.send_request(subject.to_owned(), request).await
-        };
-        let answer = self.runtime.block_on(asking).unwrap_or_else(|error| panic!("no answer on {subject}: {error}"));
-        serde_json::from_slice(&answer.payload)
-            .unwrap_or_else(|error| panic!("{subject}: {error}: {:?}", answer.payload))
+        let request = async_nats::Request::new().payload(payload.into()).timeout(Some(DEADLINE));
+        let answer = self.runtime.block_on(self.client.send_request(subject.to_owned(), request));
+        answer.map(|answer| answer.payload.to_vec()).map_err(|error| format!("no answer on {subject}: {error}"))
+    }
+
+    /// The answer to a request, to the letter. That there is none fails the test.
+    pub fn ask_raw(&self, subject: &str, payload: impl Into<Vec<u8>>) -> Vec<u8> {
+        self.try_ask(subject, payload).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    pub fn ask(&self, subject: &str, payload: impl Into<Vec<u8>>) -> Value {
+        let answer = self.ask_raw(subject, payload);
+        serde_json::from_slice(&answer).unwrap_or_else(|error| panic!("{subject}: {error}: {answer:?}"))
     }
 
     /// Says something, and returns when the server has it.
@@ -63,6 +69,12 @@ impl Stranger {
         Overheard { stranger: self, subscriber: self.runtime.block_on(subscribing).unwrap() }
     }
 
+    /// Where a controller may be missing for a moment.
+    pub fn try_status(&self) -> Result<Value, String> {
+        let answer = self.try_ask("dmq.admin.cluster.status", "")?;
+        serde_json::from_slice(&answer).map_err(|error| error.to_string())
+    }
+
     pub fn status(&self) -> Value {
         self.ask("dmq.admin.cluster.status", "")
     }
@@ -74,14 +86,6 @@ impl Stranger {
     /// How many messages the active controller has refused.
     pub fn refused(&self) -> u64 {
         self.status()["refusedMessages"].as_u64().unwrap()
-    }
-
-    pub fn run<T>(&self, doing: impl Future<Output = T>) -> T {
-        self.runtime.block_on(doing)
-    }
-
-    pub fn client(&self) -> async_nats::Client {
-        self.client.clone()
     }
 
     /// The history's message of a version, as it stands there.

@@ -185,7 +185,16 @@ impl Controller {
         if self.answered_before(token, &command) {
             return;
         }
-        match self.decide(&command) {
+        let weighed = match &command {
+            Command::RegisterNode(request) => self.weigh_registration(request),
+            Command::CreateTopic(..)
+            | Command::AlterTopic(_)
+            | Command::DeleteTopic(_)
+            | Command::DrainNode(_)
+            | Command::ReplaceNode(_)
+            | Command::RemoveNode(_) => Ok(()),
+        };
+        match weighed.and_then(|()| self.decide(&command)) {
             Err(error) => {
                 if let Command::RegisterNode(request) = &command {
                     let who = format!("register {}", request.directory);
@@ -327,7 +336,9 @@ impl Controller {
             return Err(WireError::new(Code::InvalidRequest, "a rack's name has 1 to 255 bytes"));
         }
         let rack = request.rack.as_deref().map(Arc::from);
-        let live = |id| self.session_live(id);
+        // Who was heard already, unregistered, while nothing could be written is no other process than itself.
+        let is_itself = |id| self.sessions.get(&id).is_some_and(|session| session.incarnation == request.incarnation);
+        let live = |id| !is_itself(id) && self.session_live(id);
         let registration = rules::node::register(
             image,
             &self.services.storage,

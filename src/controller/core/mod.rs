@@ -16,6 +16,7 @@ mod push;
 mod restore;
 mod sessions;
 mod status;
+mod strangers;
 #[cfg(test)]
 mod tests;
 

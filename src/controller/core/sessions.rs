@@ -8,18 +8,11 @@ use super::office::Role;
 use super::push::PushState;
 use super::{Controller, Effect, Level, Token};
 use crate::metadata::{NodeState, PartitionChange, Record, StorageNode, rules};
-use crate::types::{
-    ClusterId, Connection, ControllerId, IncarnationId, Monotonic, NodeEpoch, Position, StorageId, TopicId, Version,
-};
+use crate::types::{ClusterId, Connection, IncarnationId, Monotonic, NodeEpoch, Position, StorageId, TopicId, Version};
 use crate::wire::{Code, Health, Heartbeat, HeartbeatAnswer, PairingField, WantedState, WireError, WireMessage};
 
 /// How often leaderships are looked at for balance.
 pub(super) const BALANCE_EVERY: Duration = Duration::from_secs(10);
-/// Before a cluster is founded anybody may claim to be a node of one.
-const MAX_SESSIONS: usize = 1 << 17;
-/// Anybody may claim to be a controller. How many silent ones are remembered, and for how many sessions.
-const MAX_PEERS: usize = 256;
-const PEER_KEPT_SESSIONS: u32 = 20;
 
 /// A storage node as it is heard. Kept by active and standby alike, so that a new controller knows the living at once.
 #[derive(Clone, Debug)]
@@ -78,6 +71,8 @@ impl Controller {
         if let Err(error) = self.admit(storage, &heartbeat) {
             if self.image().is_none() {
                 self.heard_before_founding(&heartbeat, received_at);
+            } else if matches!(self.role, Role::Halted { .. }) {
+                self.heard_while_halted(&heartbeat, received_at);
             }
             return self.refuse_heartbeat(token, &heartbeat, error);
         }
@@ -89,27 +84,6 @@ impl Controller {
         self.note_position(id, heartbeat.position);
         self.look_at_node(id);
         self.answer_heartbeat(&heartbeat, token);
-    }
-
-    pub(super) fn on_stray(&mut self, subject: &str, token: Token) {
-        let shown: String = subject.chars().take(255).collect();
-        let words = format!("{shown} is no service's subject: it ends with a number, as in services.json");
-        // Subjects can be made up without end, so they are one kind of complaint.
-        self.complain("stray", || format!("a message was refused: {words}"));
-        let error = WireError::new(Code::InvalidRequest, words);
-        if self.answers() { self.fail(token, error) } else { self.out.push(Effect::Drop { token }) }
-    }
-
-    /// Before there is a cluster here, a node that has one says so. Whether its history is lost, or only not read yet, the
-    /// stream's head will show.
-    fn heard_before_founding(&mut self, heartbeat: &Heartbeat, received_at: Monotonic) {
-        if let Some(cluster) = heartbeat.cluster
-            && heartbeat.position.version > Version::ZERO
-        {
-            self.hear(heartbeat, received_at);
-            let id = heartbeat.storage;
-            self.weigh_claim(heartbeat.position, || format!("storage node {id} (of cluster {cluster})"));
-        }
     }
 
     /// Whether the heartbeat is of a registered incarnation of this cluster.
@@ -199,16 +173,16 @@ impl Controller {
     }
 
     /// Whether it is ours to answer.
-    fn answers(&self) -> bool {
+    pub(super) fn answers(&self) -> bool {
         matches!(self.role, Role::Active { .. }) && self.may_act()
     }
 
     /// Takes note of a heartbeat that counts. False where it is late: over an ended connection, or overtaken by another.
-    fn hear(&mut self, heartbeat: &Heartbeat, received_at: Monotonic) -> bool {
+    pub(super) fn hear(&mut self, heartbeat: &Heartbeat, received_at: Monotonic) -> bool {
         if self.has_ended(&heartbeat.connection) {
             return false;
         }
-        if self.sessions.len() >= MAX_SESSIONS && !self.sessions.contains_key(&heartbeat.storage) {
+        if self.sessions.len() >= super::strangers::MAX_SESSIONS && !self.sessions.contains_key(&heartbeat.storage) {
             return false;
         }
         let fresh = || Session::new(heartbeat.incarnation);
@@ -381,11 +355,6 @@ impl Controller {
         }
     }
 
-    /// Whether there is room to remember that controller.
-    pub(super) fn may_be_peer(&self, id: ControllerId) -> bool {
-        self.peers.len() < MAX_PEERS || self.peers.contains_key(&id)
-    }
-
     pub(super) fn sweep(&mut self) {
         self.consider_founding();
         let now = self.mono();
@@ -395,7 +364,7 @@ impl Controller {
         if gone {
             self.pairing_dirty = true;
         }
-        self.peers.retain(|_, peer| now.since(peer.heard) < timeout * PEER_KEPT_SESSIONS);
+        self.forget_peers();
     }
 
     /// All nodes are looked at with the next input.

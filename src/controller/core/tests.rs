@@ -1,5 +1,7 @@
 //! The controller's core before a stream, a lease and storage nodes that the test plays.
 
+mod outside;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
