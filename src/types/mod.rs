@@ -5,6 +5,7 @@
 
 mod ids;
 mod name;
+mod offset;
 mod position;
 mod time;
 
@@ -13,5 +14,6 @@ pub use ids::{
     TopicId,
 };
 pub use name::{TopicName, TopicNameError};
+pub use offset::Offset;
 pub use position::{ControllerEpoch, Digest, LeaderEpoch, NodeEpoch, PairingEpoch, PartitionEpoch, Position, Version};
 pub use time::{Monotonic, WallTime};

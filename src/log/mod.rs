@@ -1,0 +1,15 @@
+//! A partition's log on disk, in Kafka's formats: record batches in segments, with their indexes and checkpoints.
+//!
+//! Synchronous: callers run it on threads that may block. It knows nothing of replication: the high watermark and who
+//! leads are somebody else's, and whatever may be deleted, compacted or shown is said by the caller.
+
+pub mod batch;
+pub mod checkpoint;
+mod epochs;
+mod error;
+mod files;
+pub mod index;
+
+pub use epochs::{EpochEnd, EpochHistory};
+pub use error::{Damage, LogError, TopicPartition};
+pub use files::{DEFAULT_OPEN_FILES, Files};
