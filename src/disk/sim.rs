@@ -117,6 +117,13 @@ impl SimDisk {
         state.crash_at = Some(state.steps + steps);
     }
 
+    /// Takes the coming stop back: the steps that were left until then, if one was set.
+    pub fn cancel_crash(&self) -> Option<u64> {
+        let mut state = self.lock();
+        let steps = state.steps;
+        state.crash_at.take().map(|at| at.saturating_sub(steps))
+    }
+
     /// How many steps were done.
     pub fn steps(&self) -> u64 {
         self.lock().steps

@@ -7,13 +7,12 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::{EpochHistory, TopicPartition};
+use super::EpochHistory;
 use crate::disk::{self, Disk};
 use crate::types::{LeaderEpoch, Offset, PartitionId, TopicId};
 
 pub const LEADER_EPOCHS: &str = "leader-epoch-checkpoint";
 pub const PARTITION_METADATA: &str = "partition.metadata";
-pub const RECOVERY_POINTS: &str = "recovery-point-offset-checkpoint";
 pub const LOG_STARTS: &str = "log-start-offset-checkpoint";
 pub const CLEANED: &str = "cleaner-offset-checkpoint";
 
@@ -43,7 +42,7 @@ pub fn format_epochs(history: &EpochHistory) -> String {
     format(history.starts().len(), history.starts().iter().map(|(epoch, start)| format!("{epoch} {start}")))
 }
 
-/// Offsets of partitions, as in Kafka's `recovery-point-offset-checkpoint` and its like. The topics are not checked, since
+/// Offsets of partitions, as in Kafka's `log-start-offset-checkpoint` and its like. The topics are not checked, since
 /// Kafka allows names that dmq does not.
 pub type Offsets = BTreeMap<(String, PartitionId), Offset>;
 
@@ -58,8 +57,8 @@ pub fn parse_offsets(text: &str) -> Result<Offsets, CheckpointError> {
     Ok(entries.into_iter().collect())
 }
 
-pub fn format_offsets<'a>(offsets: impl ExactSizeIterator<Item = (&'a TopicPartition, Offset)>) -> String {
-    format(offsets.len(), offsets.map(|(id, offset)| format!("{} {} {offset}", id.topic, id.partition)))
+pub fn format_offsets(offsets: &Offsets) -> String {
+    format(offsets.len(), offsets.iter().map(|((topic, partition), offset)| format!("{topic} {partition} {offset}")))
 }
 
 /// Reads the file that names a directory's topic.
@@ -162,6 +161,7 @@ pub fn uuid_from_base64(text: &str) -> Option<Uuid> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::TopicPartition;
     use super::*;
     use crate::types::TopicName;
 
@@ -179,10 +179,10 @@ mod tests {
 
     #[test]
     fn offsets_are_written_as_kafka_writes_them() {
-        let id = TopicPartition::new(TopicName::new("orders-eu").unwrap(), 3);
-        let text = format_offsets([(&id, Offset(17))].into_iter());
+        let offsets = Offsets::from([(("orders-eu".into(), 3), Offset(17))]);
+        let text = format_offsets(&offsets);
         assert_eq!(text, "0\n1\norders-eu 3 17\n");
-        assert_eq!(parse_offsets(&text).unwrap(), [(("orders-eu".into(), 3), Offset(17))].into());
+        assert_eq!(parse_offsets(&text).unwrap(), offsets);
         assert!(parse_offsets("0\n1\norders 3 -1\n").is_err());
     }
 

@@ -73,6 +73,13 @@ impl Files {
         open.writers.remove(path);
     }
 
+    /// To be called before a folder is given another name.
+    pub(super) fn forget_below(&self, dir: &Path) {
+        let mut open = self.lock();
+        open.readers.retain(|path, _| !path.starts_with(dir));
+        open.writers.retain(|path, _| !path.starts_with(dir));
+    }
+
     /// How many files are open.
     pub fn open_count(&self) -> usize {
         let open = self.lock();

@@ -104,13 +104,13 @@ pub(super) struct Index<E> {
     written: u32,
     tail: Vec<E>,
     last: Option<E>,
-    /// Whether the file has entries that no sync has covered.
-    pub unsynced: bool,
+    /// Whether there is a file at all.
+    pub on_disk: bool,
 }
 
 impl<E: IndexEntry> Index<E> {
     pub fn empty() -> Self {
-        Self { written: 0, tail: Vec::new(), last: None, unsynced: false }
+        Self { written: 0, tail: Vec::new(), last: None, on_disk: false }
     }
 
     /// That of a file as it stands, or none where it cannot be one that was written.
@@ -124,7 +124,7 @@ impl<E: IndexEntry> Index<E> {
             Some(number) => Some(read_entry(file, number)?),
             None => None,
         };
-        Ok(Some(Self { written, tail: Vec::new(), last, unsynced: false }))
+        Ok(Some(Self { written, tail: Vec::new(), last, on_disk: true }))
     }
 
     pub fn last(&self) -> Option<E> {
@@ -154,7 +154,6 @@ impl<E: IndexEntry> Index<E> {
     pub fn mark_written(&mut self) {
         self.written += self.tail.len() as u32; // A segment has fewer than 2^31 bytes, and an entry for at least 61 of them.
         self.tail = Vec::new();
-        self.unsynced = true;
     }
 
     /// The last entry that fits, among all: `fits` holds for a first part of them and for none after it.

@@ -5,11 +5,25 @@
 
 pub mod batch;
 pub mod checkpoint;
+mod directory;
 mod epochs;
 mod error;
 mod files;
 pub mod index;
+mod partition;
+pub mod producers;
+mod scan;
+mod segment;
 
+pub use directory::{LogDirectory, LogDirectoryError, PartitionDirectory};
 pub use epochs::{EpochEnd, EpochHistory};
 pub use error::{Damage, LogError, TopicPartition};
 pub use files::{DEFAULT_OPEN_FILES, Files};
+pub use partition::{
+    AppendInfo, Compacted, Fetched, Log, LogConfig, OpenOptions, SyncTicket, TimestampOffset,
+};
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;

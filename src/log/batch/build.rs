@@ -91,7 +91,11 @@ pub(in crate::log) fn rebuild(header: &BatchHeader, kept: &[Record], horizon_ms:
         header.attributes = header.attributes.with_delete_horizon();
         header.base_timestamp = horizon;
     }
-    if header.attributes.timestamp_type() == super::TimestampType::CreateTime {
+    if kept.is_empty() {
+        // As Kafka writes a header that stays alone: without compression and base timestamp, its largest timestamp as it was.
+        header.attributes = header.attributes.emptied();
+        header.base_timestamp = NONE;
+    } else if header.attributes.timestamp_type() == super::TimestampType::CreateTime {
         header.max_timestamp = kept.iter().map(|record| record.timestamp).max().unwrap_or(NONE);
     }
     header.record_count = i32::try_from(kept.len()).map_err(io::Error::other)?;

@@ -66,6 +66,11 @@ impl Attributes {
         }
     }
 
+    /// Without compression and delete horizon.
+    pub(super) fn emptied(self) -> Self {
+        Self(self.0 & !(COMPRESSION_BITS | DELETE_HORIZON_BIT))
+    }
+
     pub(super) fn with_delete_horizon(self) -> Self {
         Self(self.0 | DELETE_HORIZON_BIT)
     }
