@@ -19,9 +19,7 @@ pub use directory::{LogDirectory, LogDirectoryError, PartitionDirectory};
 pub use epochs::{EpochEnd, EpochHistory};
 pub use error::{Damage, LogError, TopicPartition};
 pub use files::{DEFAULT_OPEN_FILES, Files};
-pub use partition::{
-    AppendInfo, Compacted, Fetched, Log, LogConfig, OpenOptions, SyncTicket, TimestampOffset,
-};
+pub use partition::{AppendInfo, Compacted, Fetched, Log, LogConfig, OpenOptions, SyncTicket, TimestampOffset};
 
 #[cfg(test)]
 mod model;

@@ -1,6 +1,6 @@
 //! A log against a model of it, over a disk that loses what was not synced, tears writes and stops at any byte.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,7 +18,12 @@ const ALL: Offset = Offset(i64::MAX);
 
 #[derive(Clone, Debug)]
 enum Op {
-    Append { keys: Vec<u8>, producer: u8, codec: u8, later: u8 },
+    Append {
+        keys: Vec<u8>,
+        producer: u8,
+        codec: u8,
+        later: u8,
+    },
     Sync,
     Checkpoint,
     Roll,
@@ -29,7 +34,10 @@ enum Op {
     Compact(u8),
     Retry,
     /// The machine stops so many steps later, and loses power or goes on after a kill.
-    Stop { steps: u16, is_kill: bool },
+    Stop {
+        steps: u16,
+        is_kill: bool,
+    },
     Reopen,
 }
 
@@ -73,34 +81,48 @@ struct Model {
     serial: u32,
     clock: i64,
     compacts: bool,
+    /// What compaction took away.
+    gone: BTreeSet<i64>,
+    /// What is committed, as far as compaction was told: no cut goes below it.
+    committed: i64,
 }
 
 impl Model {
     fn sequence(&self, producer: u8) -> Option<i32> {
-        self.written.range(..self.end).rev().map(|(_, record)| record.producer).find(|(id, _)| *id == producer).map(|(_, s)| s)
+        self.written
+            .range(..self.end)
+            .rev()
+            .map(|(_, record)| record.producer)
+            .find(|(id, _)| *id == producer)
+            .map(|(_, s)| s)
     }
 
     /// Nothing at or behind `end` is there.
     fn cut(&mut self, end: i64) {
         self.written.split_off(&end);
+        self.gone.split_off(&end);
         self.end = end;
         self.synced = self.synced.min(end);
         self.start = self.start.min(end);
     }
 
-    fn check(&self, log: &Log) {
+    fn check(&mut self, log: &Log) {
         assert_eq!((log.start().0, log.end().0), (self.start, self.end));
         assert!(log.synced_end().0 >= self.synced, "{log:?} {}", self.synced);
         let found = read_all(log);
+        let mut missing = Vec::new();
         let mut expected = self.written.range(self.start..self.end).peekable();
         for record in &found {
-            let passed: Vec<_> = std::iter::from_fn(|| expected.next_if(|(offset, _)| **offset < record.offset.0)).collect();
-            passed.into_iter().for_each(|(offset, written)| self.check_missing(*offset, written));
+            let passed: Vec<_> =
+                std::iter::from_fn(|| expected.next_if(|(offset, _)| **offset < record.offset.0)).collect();
+            missing.extend(passed);
             let (offset, written) = expected.next().expect("a record that nobody wrote");
             assert_eq!((record.offset.0, record.timestamp), (*offset, written.timestamp));
             assert_eq!(record.value.as_deref(), Some(value(written.serial).as_bytes()), "at {offset}");
         }
-        expected.for_each(|(offset, written)| self.check_missing(*offset, written));
+        missing.extend(expected);
+        missing.iter().for_each(|(offset, written)| self.check_missing(**offset, written));
+        self.gone = missing.into_iter().map(|(offset, _)| *offset).collect();
         self.check_times(log, &found);
         let starts = log.epochs().starts().iter().map(|(epoch, start)| (epoch.0, start.0));
         let epochs: Vec<(u32, i64)> = starts.filter(|(_, start)| *start < self.end).collect();
@@ -114,7 +136,8 @@ impl Model {
             assert_eq!(epochs, wanted, "epochs");
         }
         for id in 0..3u8 {
-            let held = log.producers().get(id.into()).and_then(|state| state.batches.back()).map(|last| last.last_sequence);
+            let held =
+                log.producers().get(id.into()).and_then(|state| state.batches.back()).map(|last| last.last_sequence);
             assert_eq!(held, self.sequence(id), "producer {id}");
         }
     }
@@ -123,7 +146,7 @@ impl Model {
     fn check_missing(&self, offset: i64, written: &Written) {
         let mut later = self.written.range(offset + 1..self.end);
         let again = later.any(|(_, later)| later.key == written.key);
-        assert!(self.compacts && again, "the record at {offset} is missing");
+        assert!(self.compacts && (again || self.gone.contains(&offset)), "the record at {offset} is missing");
     }
 
     fn check_times(&self, log: &Log, found: &[Record]) {
@@ -253,7 +276,11 @@ impl Run {
             }
             Err(error) => assert!(error.to_string().contains("has stopped"), "{op:?}: {error}"),
         }
-        if self.is_kill { self.disk.kill() } else { self.disk.crash() }
+        if self.is_kill {
+            self.disk.kill()
+        } else {
+            self.disk.crash()
+        }
         self.reopen();
     }
 
@@ -272,7 +299,7 @@ impl Run {
             Op::Checkpoint => log.checkpoint()?,
             Op::Roll => log.roll()?,
             Op::Truncate(kept) => {
-                let offset = part(*kept);
+                let offset = part(*kept).max(Offset(model.committed));
                 // From here on either may be found.
                 model.synced = model.synced.min(batches.get(&offset.0).copied().unwrap_or(offset.0));
                 self.last = None;
@@ -297,7 +324,8 @@ impl Run {
                 result?;
             }
             Op::Compact(keys) => {
-                log.compact(NOW, ALL, usize::from(*keys / 16))?;
+                model.committed = model.synced;
+                log.compact(NOW, Offset(model.committed), usize::from(*keys / 16))?;
             }
             Op::Reopen => {
                 // A process that ends, and a disk that goes on.
@@ -320,7 +348,11 @@ impl Run {
     /// Where the batch of each offset begins.
     fn batch_starts(&self) -> BTreeMap<i64, i64> {
         let mut first = BTreeMap::new();
-        self.model.written.iter().map(|(offset, record)| (*offset, *first.entry(record.batch_end).or_insert(*offset))).collect()
+        self.model
+            .written
+            .iter()
+            .map(|(offset, record)| (*offset, *first.entry(record.batch_end).or_insert(*offset)))
+            .collect()
     }
 
     fn append(&mut self, log: &mut Log, keys: &[u8], producer: u8, codec: u8, later: u8) -> Result<(), LogError> {
@@ -335,7 +367,8 @@ impl Run {
             let timestamp = NOW + model.clock - index as i64;
             builder.push(timestamp, Some(&[*key]), Some(value(model.serial).as_bytes()), &[]);
             let producer = (producer, sequence + index as i32);
-            let written = Written { key: *key, serial: model.serial, timestamp, epoch: model.epoch, producer, batch_end };
+            let written =
+                Written { key: *key, serial: model.serial, timestamp, epoch: model.epoch, producer, batch_end };
             model.written.insert(base + index as i64, written);
             model.serial += 1;
         }

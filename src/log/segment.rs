@@ -3,9 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Files, checkpoint};
 use super::batch::{BatchHeader, NONE};
 use super::index::{Index, IndexEntry, OffsetEntry, TimeEntry, parse_index};
+use super::{Files, checkpoint};
 use crate::disk;
 use crate::types::Offset;
 

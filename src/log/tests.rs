@@ -152,8 +152,13 @@ fn segments_roll_by_age() {
     for time in [0, 100, 101, 150, 202] {
         log.append(&batch_at(NOW + time, &["x"]), EPOCH, NOW).unwrap();
     }
-    let bases: Vec<i64> = disk.files().iter().filter_map(|path| segment::parse_name(path.file_name()?.to_str()?))
-        .filter(|(_, kind)| *kind == "log").map(|(base, _)| base.0).collect();
+    let bases: Vec<i64> = disk
+        .files()
+        .iter()
+        .filter_map(|path| segment::parse_name(path.file_name()?.to_str()?))
+        .filter(|(_, kind)| *kind == "log")
+        .map(|(base, _)| base.0)
+        .collect();
     assert_eq!(bases, [0, 2, 4]);
 }
 
@@ -324,8 +329,12 @@ fn compaction_keeps_the_last_record_of_each_key_with_its_offset() {
     for round in 0..60 {
         let value = format!("{round}");
         let keys: Vec<String> = (0..5).map(|key| format!("k{}", (key + round) % 7)).collect();
-        log.append(&keyed(&keys.iter().map(|key| (key.as_str(), Some(value.as_str()))).collect::<Vec<_>>()), EPOCH, NOW)
-            .unwrap();
+        log.append(
+            &keyed(&keys.iter().map(|key| (key.as_str(), Some(value.as_str()))).collect::<Vec<_>>()),
+            EPOCH,
+            NOW,
+        )
+        .unwrap();
     }
     log.append(&keyed(&[("k0", None), ("k1", Some("last"))]), EPOCH, NOW).unwrap();
     let before = records_from(&log, Offset::ZERO);
@@ -459,7 +468,8 @@ fn a_full_disk_while_a_segment_is_begun_is_no_harm() {
         while log.size_bytes() + 200 < config().segment_bytes {
             fill(&mut log, 1);
         }
-        let (end, used) = (log.end(), disk.files().iter().map(|path| disk.contents(path).unwrap().len() as u64).sum::<u64>());
+        let (end, used) =
+            (log.end(), disk.files().iter().map(|path| disk.contents(path).unwrap().len() as u64).sum::<u64>());
         disk.set_capacity(Some(used + room));
         let mut appended = 0;
         while log.append(&numbered(end.0 + appended), EPOCH, NOW).is_ok() {

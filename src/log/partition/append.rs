@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
+use super::super::LogError;
 use super::super::batch::{BatchError, BatchHeader, HEADER_BYTES, TimestampType, check_records};
 use super::super::producers::Verdict;
 use super::super::segment::{self, LOG, Segment};
-use super::super::LogError;
 use super::Log;
 use crate::types::{LeaderEpoch, Offset};
 

@@ -53,8 +53,9 @@ impl Swap {
     /// Removes the segments that it replaces, and takes their place. It can be repeated.
     pub fn complete(&self, files: &Files, dir: &Path) -> io::Result<()> {
         for name in files.disk().list(dir)? {
-            let replaced = segment::parse_name(&name)
-                .is_some_and(|(base, kind)| (self.base..self.end).contains(&base) && [LOG, INDEX, TIME_INDEX].contains(&kind));
+            let replaced = segment::parse_name(&name).is_some_and(|(base, kind)| {
+                (self.base..self.end).contains(&base) && [LOG, INDEX, TIME_INDEX].contains(&kind)
+            });
             if replaced {
                 let path = dir.join(&name);
                 files.forget(&path);
@@ -126,9 +127,8 @@ impl Log {
                 && segment.largest.0 > now_ms.saturating_sub(self.config.min_compaction_lag_ms)
         };
         let active = self.active().base;
-        let excluded = |segment: &&Segment| {
-            segment.base == active || self.upper_bound(segment.base) > below || young(segment)
-        };
+        let excluded =
+            |segment: &&Segment| segment.base == active || self.upper_bound(segment.base) > below || young(segment);
         self.segments.values().find(excluded).map_or(active, |segment| segment.base)
     }
 

@@ -1,9 +1,9 @@
 //! Taking away: the log's end where histories part, its beginning where it is old, too large, or not wanted any more.
 
-use super::super::segment::{self, LOG, SNAPSHOT, Segment};
-use super::super::{EpochHistory, LogError};
 use super::super::producers::Producers;
 use super::super::scan::{Found, Scan, Scanner};
+use super::super::segment::{self, LOG, SNAPSHOT, Segment};
+use super::super::{EpochHistory, LogError};
 use super::Log;
 use crate::types::Offset;
 

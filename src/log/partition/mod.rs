@@ -159,11 +159,7 @@ impl Log {
         segment::path(&self.dir, base, extension)
     }
 
-    fn io<'a>(
-        &'a self,
-        action: &'static str,
-        path: &'a Path,
-    ) -> impl FnOnce(std::io::Error) -> LogError + use<'a> {
+    fn io<'a>(&'a self, action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> LogError + use<'a> {
         LogError::io(&self.id, action, path)
     }
 

@@ -90,7 +90,11 @@ impl Log {
             files.disk().remove(&dir.join(name)).map_err(io("remove what was left in"))?;
         }
         if !names.swaps.is_empty() {
-            names.swaps.iter().try_for_each(|swap| swap.complete(&files, &dir)).map_err(io("complete a compaction in"))?;
+            names
+                .swaps
+                .iter()
+                .try_for_each(|swap| swap.complete(&files, &dir))
+                .map_err(io("complete a compaction in"))?;
             let snapshots = names.snapshots;
             names = Names { snapshots, ..Names::read(&files, &dir).map_err(io("list"))? };
         }
@@ -305,13 +309,7 @@ impl Log {
     }
 }
 
-fn check_topic(
-    id: &TopicPartition,
-    dir: &Path,
-    files: &Files,
-    wanted: TopicId,
-    names: &Names,
-) -> Result<(), LogError> {
+fn check_topic(id: &TopicPartition, dir: &Path, files: &Files, wanted: TopicId, names: &Names) -> Result<(), LogError> {
     let path = dir.join(PARTITION_METADATA);
     if !names.has_metadata {
         if !names.bases.is_empty() {

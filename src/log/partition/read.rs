@@ -128,7 +128,9 @@ impl Log {
             bytes.truncate(read);
             match whole_batches(&bytes, below, self.upper_bound(segment.base)) {
                 // The first batch is larger than what was asked for.
-                Err(BatchError::Truncated { needed, .. }) if read == wanted && needed > wanted && needed <= available => {
+                Err(BatchError::Truncated { needed, .. })
+                    if read == wanted && needed > wanted && needed <= available =>
+                {
                     wanted = needed;
                 }
                 Err(error) => return Ok(Err(error)),
