@@ -8,6 +8,7 @@ mod controller;
 mod dev;
 mod global;
 mod hint;
+mod log;
 mod metadata;
 mod node;
 mod output;
@@ -63,6 +64,9 @@ enum Command {
     /// Look at the metadata and its history, or bring them back
     #[command(subcommand)]
     Metadata(metadata::Command),
+    /// Look at the files of a partition's log
+    #[command(subcommand)]
+    Log(log::Command),
     /// Print completions for a shell
     Completions(completions::Args),
 }
@@ -79,7 +83,8 @@ impl Command {
     /// Whether it goes on until somebody stops it.
     fn lasts(&self) -> bool {
         match self {
-            Self::Controller(_) | Self::Storage(_) => true,
+            // A large file takes its time.
+            Self::Controller(_) | Self::Storage(_) | Self::Log(_) => true,
             Self::Dev(args) => args.lasts(),
             Self::Metadata(command) => command.lasts(),
             Self::Topic(_) | Self::Node(_) | Self::Services(_) | Self::Cluster(_) | Self::Completions(_) => false,
@@ -96,6 +101,7 @@ impl Command {
             Self::Services(command) => command.run(global, out),
             Self::Cluster(command) => command.run(global, out).await,
             Self::Metadata(command) => command.run(global, out).await,
+            Self::Log(command) => command.run(out),
             Self::Completions(args) => completions::run(&args, out),
         }
     }

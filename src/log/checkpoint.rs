@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::io;
 use std::path::Path;
 
+use data_encoding::BASE64URL_NOPAD;
 use uuid::Uuid;
 
 use super::EpochHistory;
@@ -133,30 +134,13 @@ fn format(count: usize, lines: impl Iterator<Item = String>) -> String {
     text
 }
 
-const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-
 /// Kafka's text of a UUID: base64 for URLs, without padding.
 pub fn uuid_to_base64(id: Uuid) -> String {
-    let bits = id.as_u128();
-    // 22 digits of 6 bits: the last one has 2 bits of the id and 4 of nothing.
-    let digit = |index: u32| if index < 21 { bits >> (122 - 6 * index) } else { bits << 4 };
-    (0..22).map(|index| char::from(BASE64[(digit(index) & 63) as usize])).collect()
+    BASE64URL_NOPAD.encode(id.as_bytes())
 }
 
 pub fn uuid_from_base64(text: &str) -> Option<Uuid> {
-    if text.len() != 22 {
-        return None;
-    }
-    let mut bits = 0u128;
-    for (index, digit) in text.bytes().enumerate() {
-        let value = BASE64.iter().position(|known| *known == digit)? as u128;
-        match index {
-            21 if value & 15 != 0 => return None,
-            21 => bits = bits << 2 | value >> 4,
-            _ => bits = bits << 6 | value,
-        }
-    }
-    Some(Uuid::from_u128(bits))
+    Uuid::from_slice(&BASE64URL_NOPAD.decode(text.as_bytes()).ok()?).ok()
 }
 
 #[cfg(test)]

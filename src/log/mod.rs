@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod checkpoint;
 mod directory;
+pub mod dump;
 mod epochs;
 mod error;
 mod files;

@@ -532,3 +532,70 @@ fn a_real_disk_does_what_the_fake_one_does() {
     assert_eq!(offsets(&records_from(&log, Offset::ZERO)), (0..270).collect::<Vec<_>>());
     assert!(Path::new(log.dir()).join("00000000000000000000.timeindex").exists());
 }
+
+/// Segments with their indexes as Kafka 4.1.1 wrote them, by `LogSegment.append`: twenty batches, a tombstone in some.
+#[test]
+fn what_kafka_wrote_is_read_and_its_indexes_are_believed() {
+    for compression in Compression::ALL {
+        let source =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("src/log/testdata/kafka-4.1.1").join(compression.name());
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("orders-0");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join(checkpoint::PARTITION_METADATA), checkpoint::format_partition_metadata(TOPIC)).unwrap();
+        let files: Vec<_> = std::fs::read_dir(source).unwrap().map(Result::unwrap).collect();
+        files.iter().for_each(|file| _ = std::fs::copy(file.path(), dir.join(file.file_name())).unwrap());
+        let log =
+            Log::open(id(), dir.clone(), config(), Files::new(Arc::new(RealDisk), 8), OpenOptions::new(TOPIC), NOW);
+        let log = log.unwrap();
+        assert_eq!((log.end(), log.damages()), (Offset(50), &[][..]));
+        let found = records_from(&log, Offset::ZERO);
+        assert_eq!(offsets(&found), (0..50).collect::<Vec<_>>());
+        let first = &found[0];
+        assert_eq!(first.key.as_deref(), Some(&b"k0"[..]));
+        assert!(first.value.as_deref().unwrap().starts_with(b"value 0 abab"));
+        assert_eq!((&first.headers[0].key[..], first.headers[0].value.as_deref()), (&b"h"[..], Some(&b"v0"[..])));
+        assert!(found.iter().any(|record| record.value.is_none()));
+        assert!(found.iter().all(|record| (record.key.as_deref() == Some(b"k2")) == record.value.is_none()));
+        let last = log.producers().get(77).unwrap();
+        assert_eq!((last.epoch, last.batches.back().unwrap().last_sequence), (2, 49));
+        assert_eq!(log.end_of_epoch(LeaderEpoch(3)).unwrap().end, Offset(50));
+        for record in &found {
+            assert_eq!(log.offset_for_timestamp(record.timestamp).unwrap().unwrap().offset, record.offset);
+        }
+        for file in files {
+            assert_eq!(std::fs::read(file.path()).unwrap(), std::fs::read(dir.join(file.file_name())).unwrap());
+        }
+    }
+}
+
+/// What the dump finds in the files of a log, and in one that was spoilt.
+#[test]
+fn a_dump_shows_every_record_and_every_fault() {
+    let disk = SimDisk::new(30);
+    let mut log = open(&disk, LogConfig { segment_bytes: 1 << 20, ..config() });
+    fill(&mut log, 40);
+    log.checkpoint().unwrap();
+    let path = |kind| segment::path(&dir(), Offset::ZERO, kind);
+    let count = |disk: &SimDisk| {
+        let (mut records, mut damaged) = (0, 0);
+        for item in dump::SegmentDump::open(disk, &path("log"), true).unwrap() {
+            match item.unwrap() {
+                dump::SegmentItem::Batch { records: found, .. } => records += found.unwrap().unwrap().len(),
+                dump::SegmentItem::Damage { .. } => damaged += 1,
+            }
+        }
+        (records, damaged)
+    };
+    assert_eq!(count(&disk), (40, 0));
+    let offsets = dump::offset_index(&disk, &path("index"), true).unwrap();
+    let times = dump::time_index(&disk, &path("timeindex"), true).unwrap();
+    assert!(!offsets.entries.is_empty() && !times.entries.is_empty());
+    assert_eq!((&offsets.faults, &times.faults), (&vec![], &vec![]));
+    disk.flip_bit(&path("index"), 7, 2);
+    disk.flip_bit(&path("timeindex"), 7, 0);
+    assert_eq!(dump::offset_index(&disk, &path("index"), true).unwrap().faults.len(), 1);
+    assert_eq!(dump::time_index(&disk, &path("timeindex"), true).unwrap().faults.len(), 1);
+    disk.flip_bit(&path("log"), 10 * numbered(0).len() as u64 + 70, 1);
+    assert_eq!(count(&disk), (39, 1));
+}
