@@ -543,6 +543,7 @@ fn what_kafka_wrote_is_read_and_its_indexes_are_believed() {
         let dir = folder.path().join("orders-0");
         std::fs::create_dir(&dir).unwrap();
         std::fs::write(dir.join(checkpoint::PARTITION_METADATA), checkpoint::format_partition_metadata(TOPIC)).unwrap();
+        std::fs::write(dir.join(checkpoint::LEADER_EPOCHS), "0\n1\n3 0\n").unwrap();
         let files: Vec<_> = std::fs::read_dir(source).unwrap().map(Result::unwrap).collect();
         files.iter().for_each(|file| _ = std::fs::copy(file.path(), dir.join(file.file_name())).unwrap());
         let log =
@@ -564,7 +565,10 @@ fn what_kafka_wrote_is_read_and_its_indexes_are_believed() {
             assert_eq!(log.offset_for_timestamp(record.timestamp).unwrap().unwrap().offset, record.offset);
         }
         for file in files {
-            assert_eq!(std::fs::read(file.path()).unwrap(), std::fs::read(dir.join(file.file_name())).unwrap());
+            // What a time index knows beyond the other one is found anew.
+            let (theirs, ours) =
+                (std::fs::read(file.path()).unwrap(), std::fs::read(dir.join(file.file_name())).unwrap());
+            assert!(theirs.starts_with(&ours) && ours.len() + 12 >= theirs.len(), "{:?}", file.path());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the log costs on this disk: `cargo bench --bench log -- DIR`. Ratios count; the times are the machine's.
+//! What the log costs on this disk: `cargo run --release --example log_bench -- DIR`. Ratios count; the times are the machine's.
 //!
 //! - the same bytes into few and into many partitions, each commit by `LogDirectory::commit`;
 //! - opening ten thousand idle partitions, and the memory that they take;
@@ -112,8 +112,8 @@ fn idle(dir: &PathBuf, topic: TopicId, partitions: u32) {
 }
 
 fn main() {
-    let Some(dir) = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).map(PathBuf::from) else {
-        println!("give a directory on the disk to measure: cargo bench --bench log -- DIR");
+    let Some(dir) = std::env::args().nth(1).map(PathBuf::from) else {
+        println!("give a directory on the disk to measure: cargo run --release --example log_bench -- DIR");
         return;
     };
     let topic = TopicId("11111111-2222-4333-8444-555555555555".parse().expect("a good id"));
