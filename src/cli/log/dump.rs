@@ -95,13 +95,14 @@ fn both(out: &mut Output, line: impl FnOnce() -> String, object: impl FnOnce() -
 }
 
 fn segment(path: &Path, deep: bool, out: &mut Output) -> anyhow::Result<bool> {
+    let items = SegmentDump::open(&RealDisk, path, deep)?;
     let (mut batches, mut records, mut bytes, mut faults) = (0u64, 0u64, 0u64, 0u64);
     let mut ends = None;
     if !out.is_json() {
         out.line(show::HEADING)?;
     }
     let width = out.width();
-    for item in SegmentDump::open(&RealDisk, path, deep)? {
+    for item in items {
         if out.is_closed() {
             break;
         }
