@@ -6,6 +6,7 @@ pub mod client;
 pub mod config;
 pub mod controller;
 pub mod disk;
+pub mod log;
 pub mod metadata;
 pub mod replication;
 pub mod storage;
