@@ -379,7 +379,7 @@ impl Controller {
 
     pub(super) fn on_change(&mut self, change: Arc<Change>) {
         let version = change.position.version;
-        self.look_at_nodes();
+        self.look_at_nodes_soon();
         self.tail.push(change.clone());
         self.entries_since_snapshot += 1;
         self.bytes_since_snapshot += size(&change) as u64;
@@ -389,6 +389,7 @@ impl Controller {
                 Record::ClusterFounded { cluster } => self.out.push(Effect::Bind(*cluster)),
                 Record::ClusterRestored { .. } => {}
                 Record::ControllerElected { controller, incarnation, .. } => {
+                    self.look_at_nodes();
                     if *incarnation != self.me.incarnation {
                         elected_other = Some(*controller);
                     }
