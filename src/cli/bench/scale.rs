@@ -16,7 +16,7 @@ use super::floor::Floor;
 use super::rig::{Ack, Key, Plan, Rig, until_acked};
 use super::{Place, failover, proc};
 use crate::metadata::{NodeState, ParsedEntry, Record};
-use crate::types::StorageId;
+use crate::types::{StorageId, Version};
 use crate::wire::ControllerRole;
 use crate::wire::admin::{NodeList, Terms, TopicAlter, TopicCreate};
 
@@ -173,8 +173,21 @@ async fn create(rig: &Rig, name: &str, partitions: u32) -> anyhow::Result<()> {
         let request = TopicAlter { name: name.clone(), partitions: Some(made), config, terms: terms() };
         changed = admin.alter_topic(request).await.with_context(|| format!("go on to {made} partitions"))?;
     }
-    anyhow::ensure!(changed.applied == changed.active, "only {} nodes have the topic", changed.applied);
-    Ok(())
+    until_all_have(rig, changed.version).await
+}
+
+/// Waits until every node serves and has the version. The cluster's status would count a million partitions each time.
+async fn until_all_have(rig: &Rig, version: Version) -> anyhow::Result<()> {
+    const LOOK_EVERY: Duration = Duration::from_millis(50);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let nodes = rig.admin.list_nodes().await?.nodes;
+        if nodes.iter().all(|node| node.state == NodeState::Active && node.version >= version) {
+            return Ok(());
+        }
+        anyhow::ensure!(Instant::now() < deadline, "not every node came to version {version}");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 /// Changes one after another, each followed to the last node's disk.

@@ -250,7 +250,7 @@ impl Sender {
                 last_answer = (answered, Instant::now());
             }
             anyhow::ensure!(last_answer.1.elapsed() < PATIENCE, "heartbeats are no longer answered");
-            let free = most.saturating_sub(sent - (answered - before));
+            let free = most.saturating_sub((before + sent).saturating_sub(answered));
             for _ in 0..free {
                 self.send(index, prefix.as_deref()).await?;
                 index = (index + 1) % self.nodes.len();
@@ -258,6 +258,13 @@ impl Sender {
             sent += free;
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        // What is still on its way would be counted with what is sent next.
+        let rest = async {
+            while self.answered.load(Relaxed) < before + sent {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(2), rest).await;
         counting.abort();
         Ok(self)
     }
