@@ -77,6 +77,27 @@ impl Tail {
     }
 }
 
+/// Whether a node may have become active, or have ceased to be, by this.
+fn changes_a_state(record: &Record) -> bool {
+    match record {
+        Record::StorageRegistered { .. }
+        | Record::StorageStateChanged { .. }
+        | Record::StorageReplaced { .. }
+        | Record::StorageRemoved { .. } => true,
+        Record::ClusterFounded { .. }
+        | Record::ClusterRestored { .. }
+        | Record::ControllerElected { .. }
+        | Record::SnapshotCommitted { .. }
+        | Record::PairingChanged { .. }
+        | Record::TopicCreated { .. }
+        | Record::PartitionsAdded { .. }
+        | Record::TopicConfigured { .. }
+        | Record::TopicDeleted { .. }
+        | Record::PartitionsChanged { .. }
+        | Record::NoOp {} => false,
+    }
+}
+
 pub(super) fn size(change: &Change) -> usize {
     change.messages.iter().map(|message| message.payload.len()).sum()
 }
@@ -420,6 +441,9 @@ impl Controller {
             }
         }
         self.log(Level::Debug, format!("version {version}: {}", change.cause));
+        if change.records.iter().any(changes_a_state) {
+            self.waiters_forget_inactive();
+        }
         // Pushed first: the storage nodes' disks are what people wait for.
         self.push_all();
         self.out.push(Effect::Persist(change));
