@@ -14,8 +14,10 @@ use crate::wire::{Code, Health, Heartbeat, HeartbeatAnswer, PairingField, Wanted
 /// How often leaderships are looked at for balance.
 pub(super) const BALANCE_EVERY: Duration = Duration::from_secs(10);
 
-/// For so long, what nodes ask for that is not urgent is gathered. Nobody waits longer where nothing was asked for before.
-const BATCH: Duration = Duration::from_millis(20);
+/// What nodes ask for that is not urgent is gathered for a millisecond per so many nodes, which is many times what looking at
+/// them takes; in a small cluster, not at all.
+const NODES_PER_MS: u64 = 50;
+const GATHER_AT_MOST: Duration = Duration::from_millis(100);
 
 /// A storage node as it is heard. Kept by active and standby alike, so that a new controller knows the living at once.
 #[derive(Clone, Debug)]
@@ -395,7 +397,9 @@ impl Controller {
 
     /// All nodes are looked at in a moment, so that what many of them ask for at once is one change.
     pub(super) fn look_at_nodes_soon(&mut self) {
-        self.nodes_due = self.nodes_due.min(self.nodes_seen_at + BATCH);
+        let nodes = self.image().map_or(0, |image| image.storage.len() as u64);
+        let gather = Duration::from_millis(nodes / NODES_PER_MS).min(GATHER_AT_MOST);
+        self.nodes_due = self.nodes_due.min(self.nodes_seen_at + gather);
     }
 
     /// Whether a node that serves must be fenced now.
