@@ -9,6 +9,7 @@ DMQ := target/debug/dmq
 CONTROLLERS ?= 3
 STORAGE ?= 3
 DATA ?= .dev
+BENCH ?= metadata failover heartbeats scale idle
 
 .PHONY: help
 help: ## Say what there is
@@ -27,6 +28,12 @@ test: ## Run every test that needs no Docker (ARGS='--test harness' for some)
 .PHONY: build
 build: ## Build the binary that the figures are measured with: target/release/dmq
 	cargo build --locked --release
+
+.PHONY: bench
+bench: build ## Measure all figures of docs/benchmarks.md, one after the other (BENCH='idle scale' for some, ARGS=...)
+	@server=$$(python3 tools/nats-server.py) && for bench in $(BENCH); do \
+		(set -x; target/release/dmq bench $$bench --nats-server "$$server" $(ARGS)) || missed="$$missed $$bench"; \
+	done; [ -z "$$missed" ] || { echo "a target was missed, or the run failed, in:$$missed"; exit 1; }
 
 .PHONY: verify
 verify: ## Check formatting, lints and documentation; write nothing

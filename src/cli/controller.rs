@@ -48,6 +48,7 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
         replicas: settings.stream_replicas,
         services: named.services.clone(),
     };
-    controller::run(options).await?;
+    // Among its own tasks: on the main thread, each message would cost a switch of threads.
+    tokio::spawn(controller::run(options)).await??;
     Ok(Outcome::Fine)
 }

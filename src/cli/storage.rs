@@ -57,7 +57,8 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
         connect_timeout: millis(settings.start_timeout_ms),
         subjects: subjects(named.services.clone()),
     };
-    storage::run(options).await?;
+    // Among its own tasks: on the main thread, each message would cost a switch of threads.
+    tokio::spawn(storage::run(options)).await??;
     Ok(Outcome::Fine)
 }
 
