@@ -7,6 +7,7 @@ pub mod config;
 pub mod controller;
 pub mod disk;
 pub mod metadata;
+pub mod process;
 pub mod storage;
 pub mod types;
 pub mod wire;
