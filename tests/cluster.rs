@@ -2,127 +2,11 @@
 
 mod support;
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::nats::{NatsOptions, NatsServer, SYSTEM_PASSWORD, SYSTEM_USER};
-
-const DMQ: &str = env!("CARGO_BIN_EXE_dmq");
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Process(Child);
-
-impl Process {
-    /// The process stops, and its connections stay open.
-    fn freeze(&self) {
-        kill_process(Pid::from_child(&self.0), Signal::STOP).unwrap();
-    }
-
-    fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-struct Cluster {
-    nats: NatsServer,
-    folder: tempfile::TempDir,
-    /// Settings of all processes, as variables.
-    settings: Vec<(&'static str, &'static str)>,
-    controllers: Vec<Process>,
-    storage: Vec<Process>,
-}
-
-impl Cluster {
-    fn start(controllers: u32, storage: u32) -> Self {
-        Self::start_with(NatsServer::start(), &[], controllers, storage)
-    }
-
-    fn start_with(nats: NatsServer, settings: &[(&'static str, &'static str)], controllers: u32, storage: u32) -> Self {
-        let (folder, settings) = (tempfile::tempdir().unwrap(), settings.to_vec());
-        let mut cluster = Self { nats, folder, settings, controllers: Vec::new(), storage: Vec::new() };
-        cluster.controllers = (0..controllers).map(|id| cluster.controller(id)).collect();
-        cluster.storage = (0..storage).map(|id| cluster.node(id)).collect();
-        cluster
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(DMQ);
-        command.current_dir(self.folder.path()).env("DMQ_NATS_URL", self.nats.url());
-        command
-            .envs(self.settings.iter().copied())
-            .env("DMQ_NATS_SYSTEM_USER", SYSTEM_USER)
-            .env("DMQ_NATS_SYSTEM_PASSWORD", SYSTEM_PASSWORD);
-        command
-    }
-
-    fn process(&self, role: &str, id: u32) -> Process {
-        let data = self.folder.path().join(format!("{role}-{id}"));
-        let log = std::fs::File::options().create(true).append(true).open(data.with_extension("log")).unwrap();
-        let mut command = self.command();
-        command.args([role, "--id", &id.to_string(), "--data"]).arg(&data);
-        Process(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
-    }
-
-    fn controller(&self, id: u32) -> Process {
-        self.process("controller", id)
-    }
-
-    fn node(&self, id: u32) -> Process {
-        self.process("storage", id)
-    }
-
-    fn run(&self, line: &str) -> Result<Value, String> {
-        let output = self.command().args(line.split(' ')).args(["--output", "json"]).output().unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        match serde_json::from_slice(&output.stdout) {
-            Ok(answer) if output.status.success() => Ok(answer),
-            Ok(_) | Err(_) => Err(format!("{line}: {} {stderr}", String::from_utf8_lossy(&output.stdout))),
-        }
-    }
-
-    fn await_that<T>(&self, what: &str, mut found: impl FnMut() -> Result<T, String>) -> T {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match found() {
-                Ok(found) => return found,
-                Err(why) if Instant::now() > deadline => {
-                    panic!("not within {PATIENCE:?}: {what}: {why}\n{}", self.logs())
-                }
-                // Each look is a process of its own that asks the cluster, so this is no busy loop.
-                Err(_) => {}
-            }
-        }
-    }
-
-    /// Until all the nodes that were started are registered and active, and nothing else is wrong.
-    fn await_healthy(&self) -> Value {
-        let wanted = self.storage.len();
-        self.await_that("the cluster is healthy", || {
-            let status = self.run("cluster status")?;
-            let nodes = status["storageNodes"].as_array().map_or(0, Vec::len);
-            if nodes == wanted { Ok(status) } else { Err(status.to_string()) }
-        })
-    }
-
-    fn logs(&self) -> String {
-        let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
-        let mut paths: Vec<_> = std::fs::read_dir(self.folder.path()).unwrap().flatten().map(|e| e.path()).collect();
-        paths.sort();
-        let logs = paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "log"));
-        logs.map(|path| format!("--- {}\n{}", path.display(), read(path))).collect()
-    }
-}
+use support::cluster::Cluster;
+use support::nats::{NatsOptions, NatsServer};
 
 fn leaders(topic: &Value) -> Vec<Option<u64>> {
     topic["partitions"].as_array().unwrap().iter().map(|partition| partition["leader"].as_u64()).collect()
@@ -182,7 +66,7 @@ fn a_frozen_standby_does_not_hold_up_the_nodes_that_it_is_paired_with() {
     // Nodes are paired anew only after a session, and would look for what is missing themselves only after a heartbeat's
     // time and an unanswered fetch: both later than the answer is waited for.
     let settings = [("DMQ_SESSION_TIMEOUT_MS", "6000"), ("DMQ_HEARTBEAT_INTERVAL_MS", "1500")];
-    let cluster = Cluster::start_with(NatsServer::start(), &settings, 2, 3);
+    let cluster = Cluster::start_with(2, 3, &settings);
     let status = cluster.await_healthy();
     let active = status["controller"]["id"].as_u64().unwrap();
     let paired = |status: &Value| {
@@ -190,57 +74,9 @@ fn a_frozen_standby_does_not_hold_up_the_nodes_that_it_is_paired_with() {
         nodes.map(|node| node["pairedMetadataServiceId"].as_u64().unwrap()).collect::<Vec<_>>()
     };
     assert!(paired(&status).iter().any(|controller| *controller != active), "{status}");
-    cluster.controllers[1 - active as usize].freeze();
+    cluster.controllers[1 - active as usize].pause();
     let made = cluster.run("topic create orders --wait 3s").unwrap();
     assert_eq!((made["applied"].as_u64(), made["active"].as_u64()), (Some(3), Some(3)), "{made}");
-}
-
-fn server_of(max_payload: &str) -> NatsServer {
-    let extra = format!("max_payload: {max_payload}");
-    NatsServer::start_with(&NatsOptions { extra, ..NatsOptions::default() })
-}
-
-#[test]
-fn a_topic_larger_than_a_message_is_split_and_never_seen_half_done() {
-    let mut cluster = Cluster::start_with(server_of("64KB"), &[], 2, 2);
-    let before = cluster.await_healthy();
-    let create = "topic create big --partitions 20000 --replication-factor 2 --wait 0s --timeout 9s --output json";
-    let mut creating = cluster.command().args(create.split(' ')).stdout(Stdio::piped()).spawn().unwrap();
-    let partitions = |cluster: &Cluster| {
-        let list = cluster.run("topic list").unwrap();
-        list["topics"].as_array().unwrap().first().map(|topic| topic["partitions"].as_u64().unwrap())
-    };
-    while creating.try_wait().unwrap().is_none() {
-        let seen = partitions(&cluster);
-        assert!(matches!(seen, None | Some(20_000)), "half done: {seen:?}");
-    }
-    let made = creating.wait_with_output().unwrap();
-    assert!(made.status.success(), "{made:?}");
-    let made: Value = serde_json::from_slice(&made.stdout).unwrap();
-    cluster.await_that("all nodes have it", || {
-        let status = cluster.run("cluster status")?;
-        let nodes = status["storageNodes"].as_array().unwrap();
-        let all_have = nodes.iter().all(|node| node["version"].as_u64() >= made["version"].as_u64());
-        if all_have { Ok(()) } else { Err(status.to_string()) }
-    });
-    let messages = made["version"].as_u64().unwrap() - before["version"].as_u64().unwrap();
-    assert!(messages > 1, "{messages} messages");
-    // Whoever takes over has all of it, and a node that comes back joins all of it, by requests that fit.
-    let active = before["controller"]["id"].as_u64().unwrap() as usize;
-    cluster.controllers[active].kill();
-    cluster.storage[0].kill();
-    cluster.storage[0] = cluster.node(0);
-    let status = cluster.await_healthy();
-    assert_eq!((&status["partitions"], partitions(&cluster)), (&20_000.into(), Some(20_000)), "{status}");
-}
-
-#[test]
-fn a_server_that_takes_too_small_messages_is_refused_with_words() {
-    let nats = server_of("32KB");
-    let cluster = Cluster::start_with(nats, &[], 0, 0);
-    let output = cluster.command().args(["controller", "--id", "0", "--data", "controller-0"]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("raise max_payload"), "{said}");
 }
 
 #[test]
@@ -290,4 +126,52 @@ fn a_retry_gets_the_same_answer_and_others_are_told_what_is_wrong() {
         let error = cluster.run(line).expect_err(line);
         assert!(error.contains(words), "{error}");
     }
+}
+
+fn server_of(max_payload: &str) -> NatsServer {
+    let extra = format!("max_payload: {max_payload}");
+    NatsServer::start_with(&NatsOptions { extra, ..NatsOptions::default() })
+}
+
+#[test]
+fn a_topic_larger_than_a_message_is_split_and_never_seen_half_done() {
+    let mut cluster = Cluster::start_on(server_of("64KB"), 2, 2, &[]);
+    let before = cluster.await_healthy();
+    let create = "topic create big --partitions 20000 --replication-factor 2 --wait 0s --timeout 9s --output json";
+    let mut creating = cluster.command().args(create.split(' ')).stdout(Stdio::piped()).spawn().unwrap();
+    let partitions = |cluster: &Cluster| {
+        let list = cluster.run("topic list").unwrap();
+        list["topics"].as_array().unwrap().first().map(|topic| topic["partitions"].as_u64().unwrap())
+    };
+    while creating.try_wait().unwrap().is_none() {
+        let seen = partitions(&cluster);
+        assert!(matches!(seen, None | Some(20_000)), "half done: {seen:?}");
+    }
+    let made = creating.wait_with_output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let made: Value = serde_json::from_slice(&made.stdout).unwrap();
+    cluster.await_that("all nodes have it", || {
+        let status = cluster.run("cluster status")?;
+        let nodes = status["storageNodes"].as_array().unwrap();
+        let all_have = nodes.iter().all(|node| node["version"].as_u64() >= made["version"].as_u64());
+        if all_have { Ok(()) } else { Err(status.to_string()) }
+    });
+    let messages = made["version"].as_u64().unwrap() - before["version"].as_u64().unwrap();
+    assert!(messages > 1, "{messages} messages");
+    // Whoever takes over has all of it, and a node that comes back joins all of it, by requests that fit.
+    let active = before["controller"]["id"].as_u64().unwrap() as usize;
+    cluster.controllers[active].kill();
+    cluster.storage[0].kill();
+    cluster.storage[0] = cluster.node(0);
+    let status = cluster.await_healthy();
+    assert_eq!((&status["partitions"], partitions(&cluster)), (&20_000.into(), Some(20_000)), "{status}");
+}
+
+#[test]
+fn a_server_that_takes_too_small_messages_is_refused_with_words() {
+    let nats = server_of("32KB");
+    let cluster = Cluster::start_on(nats, 0, 0, &[]);
+    let output = cluster.command().args(["controller", "--id", "0", "--data", "controller-0"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("raise max_payload"), "{said}");
 }

@@ -20,7 +20,7 @@ pub struct Args {
 
 pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
     let settings = process::settings(global)?;
-    process::log(&settings);
+    process::log(&settings)?;
     let named = process::services(&settings)?;
     let millis = Duration::from_millis;
     let core = controller::core::Settings {

@@ -2,6 +2,7 @@
 //!
 //! It must never decide anything about the cluster: it asks, and shows what it was told.
 
+mod bench;
 mod cluster;
 mod completions;
 mod controller;
@@ -63,6 +64,8 @@ enum Command {
     /// Look at the metadata and its history, or bring them back
     #[command(subcommand)]
     Metadata(metadata::Command),
+    /// Measure what the metadata half costs on this machine, on processes of its own
+    Bench(bench::Args),
     /// Print completions for a shell
     Completions(completions::Args),
 }
@@ -79,7 +82,7 @@ impl Command {
     /// Whether it goes on until somebody stops it.
     fn lasts(&self) -> bool {
         match self {
-            Self::Controller(_) | Self::Storage(_) => true,
+            Self::Controller(_) | Self::Storage(_) | Self::Bench(_) => true,
             Self::Dev(args) => args.lasts(),
             Self::Metadata(command) => command.lasts(),
             Self::Topic(_) | Self::Node(_) | Self::Services(_) | Self::Cluster(_) | Self::Completions(_) => false,
@@ -96,6 +99,7 @@ impl Command {
             Self::Services(command) => command.run(global, out),
             Self::Cluster(command) => command.run(global, out).await,
             Self::Metadata(command) => command.run(global, out).await,
+            Self::Bench(args) => bench::run(args, out).await,
             Self::Completions(args) => completions::run(&args, out),
         }
     }

@@ -30,7 +30,7 @@ pub struct Args {
 
 pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
     let settings = process::settings(global)?;
-    process::log(&settings);
+    process::log(&settings)?;
     let named = process::services(&settings)?;
     let data = match (args.data, args.data_root, args.id) {
         (Some(directory), _, _) => Data::Directory(directory),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
+use super::partitions::Partitions;
 use super::record::{PartitionChange, Record, SnapshotRef};
 use crate::types::{
     ClusterId, ControllerEpoch, ControllerId, DirectoryId, IncarnationId, LeaderEpoch, NodeEpoch, PairingEpoch,
@@ -139,7 +140,7 @@ pub struct Topic {
     /// The last change of its name, configuration or number of partitions; leaders and in-sync replicas don't count.
     pub changed: Version,
     pub config: BTreeMap<String, String>,
-    pub partitions: Vec<Partition>,
+    pub partitions: Partitions,
     /// Partitions whose last in-sync replica was in a directory that is lost: nobody else can lead them.
     pub waits_for: BTreeMap<PartitionId, DirectoryId>,
     /// Partitions whose leader came from an unclean election and has not said yet that it has recovered: it alone is in sync.
@@ -170,7 +171,8 @@ pub struct RequestOutcome {
     pub answer: Arc<str>,
 }
 
-/// The metadata at one position. Cloning costs one reference per topic and node, not per partition.
+/// The metadata at one position. Cloning costs one reference per topic and node, not per partition; a change to what is shared
+/// copies a few hundred partitions at most.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Image {
     pub cluster: ClusterId,
@@ -376,7 +378,7 @@ impl Image {
             created: version,
             changed: version,
             config,
-            partitions: Vec::new(),
+            partitions: Partitions::default(),
             waits_for: BTreeMap::new(),
             recovering: BTreeSet::new(),
         };
@@ -485,7 +487,7 @@ impl Image {
             node.leaders = 0;
         }
         for topic in self.topics.values_mut() {
-            for partition in &mut Arc::make_mut(topic).partitions {
+            for partition in Arc::make_mut(topic).partitions.iter_mut() {
                 partition.leader = None;
                 partition.leader_epoch.0 = (partition.leader_epoch.0 / STEP + 1) * STEP;
                 partition.epoch.0 = (partition.epoch.0 / STEP + 1) * STEP;

@@ -32,7 +32,7 @@ fn check_topic(image: &Image, topic: &Topic, counts: &mut BTreeMap<StorageId, (u
     if topic.changed < topic.created {
         return Err(format!("topic {} was changed at {} before it was created", topic.name, topic.changed));
     }
-    for (number, partition) in (0..).zip(&topic.partitions) {
+    for (number, partition) in (0..).zip(topic.partitions.iter()) {
         check_partition(image, topic, number, partition)
             .map_err(|wrong| format!("partition {number} of topic {}: {wrong}", topic.name))?;
         for replica in &partition.replicas {

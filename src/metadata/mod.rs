@@ -3,12 +3,15 @@
 //! Pure: no I/O, no clock, no randomness that is not passed in, no iteration over hash order. State changes in one place
 //! only, [`History::offer`], by applying records that are already durable.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 pub mod config;
 mod digest;
 mod entry;
 mod history;
 mod image;
 pub mod invariants;
+mod partitions;
 mod placement;
 mod record;
 pub mod rules;
@@ -25,6 +28,7 @@ pub use image::{
     ElectedController, Image, InapplicableRecord, MAX_PARTITIONS, MAX_REPLICAS, NodeState, Partition, RequestOutcome,
     StorageNode, Topic,
 };
+pub use partitions::Partitions;
 pub use placement::{PlacementError, place};
 pub use record::{PartitionChange, Record, SnapshotRef};
 pub use snapshot::{SnapshotError, read_snapshot, snapshot_base, write_snapshot};

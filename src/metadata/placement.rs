@@ -354,7 +354,7 @@ mod tests {
         let image = world.image();
         let of = |dead: &StorageId| {
             let mut heirs: BTreeMap<StorageId, usize> = BTreeMap::new();
-            for partition in image.topics.values().flat_map(|topic| &topic.partitions) {
+            for partition in image.topics.values().flat_map(|topic| topic.partitions.iter()) {
                 if partition.replicas[0] == *dead {
                     *heirs.entry(partition.replicas[1]).or_default() += 1;
                 }
@@ -391,7 +391,7 @@ mod tests {
         let racks = ["a", "b", "c"].repeat(10);
         let mut world = racked(&racks);
         create(&mut world, 0, 600, 3);
-        for partition in &world.image().topics[&topic_id(0)].partitions {
+        for partition in world.image().topics[&topic_id(0)].partitions.iter() {
             let used: BTreeSet<_> = partition.replicas.iter().map(|node| node.0 % 3).collect();
             assert_eq!(used.len(), 3, "{partition:?}");
         }
@@ -405,7 +405,7 @@ mod tests {
     fn a_second_round_of_racks_begins_where_there_are_fewer_than_replicas() {
         let mut world = racked(&["a", "a", "b", "b"]);
         create(&mut world, 0, 40, 3);
-        for partition in &world.image().topics[&topic_id(0)].partitions {
+        for partition in world.image().topics[&topic_id(0)].partitions.iter() {
             assert_eq!(partition.replicas.iter().map(|node| node.0 / 2).collect::<BTreeSet<_>>().len(), 2);
         }
         assert!(spreads(&world).0 <= 1 && spreads(&world).1 <= 1, "{:?}", spreads(&world));
@@ -464,7 +464,7 @@ mod tests {
                     create(&mut world, number, partitions, factor as u32);
                 }
                 world.unfence([gone]);
-                for partition in world.image().topics.values().flat_map(|topic| &topic.partitions) {
+                for partition in world.image().topics.values().flat_map(|topic| topic.partitions.iter()) {
                     let once: BTreeSet<_> = partition.replicas.iter().collect();
                     prop_assert_eq!(once.len(), partition.replicas.len());
                 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::image::{ElectedController, Image, NodeState, Partition, RequestOutcome, StorageNode, Topic};
+use super::partitions::Partitions;
 use super::record::SnapshotRef;
 use crate::types::{
     ClusterId, ControllerEpoch, ControllerId, DirectoryId, IncarnationId, LeaderEpoch, NodeEpoch, PairingEpoch,
@@ -153,9 +154,10 @@ pub fn write_snapshot(image: &Image, position: Position, writer: &mut dyn Write)
             recovering: topic.recovering.clone(),
         };
         put(&Line::Topic(line), writer)?;
-        for some in topic.partitions.chunks(PARTITIONS_PER_LINE) {
-            let line = PartitionsLine { topic: topic.id, partitions: some.iter().map(to_tuple).collect() };
-            put(&Line::Partitions(line), writer)?;
+        let mut rest = topic.partitions.iter().map(to_tuple).peekable();
+        while rest.peek().is_some() {
+            let partitions = rest.by_ref().take(PARTITIONS_PER_LINE).collect();
+            put(&Line::Partitions(PartitionsLine { topic: topic.id, partitions }), writer)?;
         }
     }
     for id in &image.request_order {
@@ -213,7 +215,7 @@ pub fn read_snapshot(reader: &mut dyn BufRead) -> Result<(Image, Position), Snap
                     created: line.created,
                     changed: line.changed,
                     config: line.config,
-                    partitions: Vec::new(),
+                    partitions: Partitions::default(),
                     waits_for: line.waits_for,
                     recovering: line.recovering,
                 };

@@ -59,7 +59,7 @@ pub async fn watch<E: From<LinkEvent>, F: Future<Output = ()>>(
 ) {
     const PATIENCE: Duration = Duration::from_secs(2);
     const RETRY: Duration = Duration::from_millis(50);
-    let crate::config::Connection { client, generation, connected } = connection;
+    let crate::config::Connection { client, generation, connected, .. } = connection;
     let mut states = States { generation, connected };
     let mut said: Option<State> = None;
     loop {

@@ -4,6 +4,7 @@
 
 pub mod core;
 mod health;
+pub mod replicas;
 mod shell;
 mod subjects;
 mod writer;

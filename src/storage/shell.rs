@@ -19,7 +19,7 @@ use super::health::Sampler;
 use super::subjects::Subjects;
 use super::writer::{Job, start};
 use crate::bus::{BusError, raw};
-use crate::config;
+use crate::config::{self, ConnectError};
 use crate::disk::{DataDirectory, MetadataReader, MetadataStore, Role};
 use crate::process::serve::{Fetch, Served};
 use crate::process::{self, Clock, LinkEvent, ProcessError, message_room, recover, with_signals};
@@ -72,11 +72,14 @@ pub async fn run(options: Options) -> Result<(), ProcessError> {
 
 /// As [`run`], told to end by a message.
 pub async fn run_until(options: Options, mut shutdown: mpsc::Receiver<()>) -> Result<(), ProcessError> {
-    let shell = tokio::select! {
-        shell = Shell::start(options) => shell?,
+    let (shell, deaf) = tokio::select! {
+        started = Shell::start(options) => started?,
         Some(()) = shutdown.recv() => return Ok(()),
     };
-    shell.run(shutdown).await
+    tokio::select! {
+        ended = shell.run(shutdown) => ended,
+        error = deaf => Err(error.into()),
+    }
 }
 
 struct Shell {
@@ -105,7 +108,8 @@ struct Shell {
 }
 
 impl Shell {
-    async fn start(options: Options) -> Result<Self, ProcessError> {
+    /// Beside the shell, what completes where NATS forbids a subscription soon after the start.
+    async fn start(options: Options) -> Result<(Self, impl Future<Output = ConnectError> + use<>), ProcessError> {
         let Options { data, id, rack, mut settings, nats, connect_timeout, subjects } = options;
         let opened = tokio::task::spawn_blocking(move || open(&data)).await;
         let opened = opened.map_err(|error| ProcessError::Ended(format!("opening the directory: {error}")))?;
@@ -122,6 +126,7 @@ impl Shell {
         let storage = bound.or(id);
         let name = storage.map_or("dmq-storage-new".to_owned(), |id| format!("dmq-storage-{id}"));
         let connection = config::connect(&nats, &name, connect_timeout, false).await?;
+        let deaf = connection.deaf_within(connect_timeout);
         let (client, generation) = (connection.client.clone(), connection.generation.clone());
         let (link, links) = mpsc::channel(LINK_EVENTS);
         let mut watching = JoinSet::new();
@@ -139,7 +144,7 @@ impl Shell {
         let writer = start(store, events.clone())?;
         let request_timeout = settings.request_timeout;
         let sampler = Some(Sampler::new(directory.path()));
-        Ok(Self {
+        let shell = Self {
             core: StorageCore::new(identity, settings, history, epoch),
             directory,
             reader,
@@ -159,7 +164,8 @@ impl Shell {
             request_timeout,
             clock: Clock::start(),
             ended: None,
-        })
+        };
+        Ok((shell, deaf))
     }
 
     async fn run(mut self, mut shutdown: mpsc::Receiver<()>) -> Result<(), ProcessError> {

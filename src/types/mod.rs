@@ -3,8 +3,11 @@
 //! Each is a type of its own, so that a controller's id cannot stand where a storage node's belongs. Nothing here does
 //! I/O, reads a clock or draws a random number.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 mod ids;
 mod name;
+mod offset;
 mod position;
 mod time;
 
@@ -13,5 +16,6 @@ pub use ids::{
     TopicId,
 };
 pub use name::{TopicName, TopicNameError};
+pub use offset::Offset;
 pub use position::{ControllerEpoch, Digest, LeaderEpoch, NodeEpoch, PairingEpoch, PartitionEpoch, Position, Version};
 pub use time::{Monotonic, WallTime};

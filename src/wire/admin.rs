@@ -34,6 +34,7 @@ pub const VERBS: &[(&str, &str)] = &[
 /// Reads a request; an empty payload is an empty object.
 pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, WireError> {
     let payload = if payload.iter().all(u8::is_ascii_whitespace) { b"{}" } else { payload };
+    super::check_object(payload)?;
     serde_json::from_slice(payload)
         .map_err(|error| WireError::new(Code::InvalidRequest, format!("the request: {error}")))
 }
@@ -273,6 +274,9 @@ pub struct NodeDescription {
     pub heard_ms_ago: Option<u64>,
     pub directory_errors: Vec<String>,
     pub disk_free_bytes: Option<u64>,
+    /// Messages that it refused since its process began.
+    #[serde(default)]
+    pub refused_messages: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -36,6 +36,8 @@ pub struct Health {
     pub memory_bytes: u64,
     /// How long applied metadata has been waiting for the disk; 0 where nothing waits.
     pub sync_stalled_ms: u64,
+    /// Messages that the node refused since its process began.
+    pub refused_messages: u64,
 }
 
 /// `dmq.heartbeat.<storage>`: storage node → controllers.

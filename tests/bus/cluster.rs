@@ -29,6 +29,7 @@ impl Cluster {
             .collect();
         let routes: Vec<String> = ports.iter().map(|server| format!("nats://127.0.0.1:{}", server.port())).collect();
         let options = |server: &NatsServer| NatsOptions {
+            bare: false,
             lazy_sync: true,
             extra: format!(
                 "cluster {{ name: dmq-test, listen: \"127.0.0.1:{}\", routes: [{}], no_advertise: true }}",

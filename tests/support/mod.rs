@@ -4,4 +4,6 @@
 // Every file in tests/ is a crate of its own and uses a part of this.
 #![allow(dead_code)]
 
+pub mod cluster;
 pub mod nats;
+pub mod stranger;

@@ -37,6 +37,8 @@ pub struct NatsOptions {
     /// Lets JetStream acknowledge before it syncs (`sync_interval: 2m`, the server's own default): for tests that
     /// write much and lose no power.
     pub lazy_sync: bool,
+    /// Leaves the shipped configuration out: `extra` is all there is.
+    pub bare: bool,
     /// Lines of configuration that follow the shipped ones. A key given twice counts as given last.
     pub extra: String,
 }
@@ -50,6 +52,11 @@ pub struct NatsServer {
 }
 
 impl NatsServer {
+    /// A server whose whole configuration is this.
+    pub fn start_bare(configuration: &str) -> Self {
+        Self::start_with(&NatsOptions { bare: true, extra: configuration.to_owned(), ..NatsOptions::default() })
+    }
+
     /// A server with the shipped configuration.
     pub fn start() -> Self {
         Self::start_with(&NatsOptions::default())
@@ -121,6 +128,22 @@ impl NatsServer {
         self.kill();
         if let Err(log) = self.spawn() {
             panic!("nats-server did not start again on port {}:\n{log}", self.port.number);
+        }
+    }
+
+    /// Lame duck mode, as before an upgrade: the server hands over what it leads, sends its clients away and ends. Returns
+    /// when it has.
+    pub fn retire(&mut self) {
+        let pid = self.pid().expect("the server runs");
+        let told = Command::new(nats_server_path()).args(["--signal", &format!("ldm={pid}")]).status();
+        assert!(told.expect("run nats-server --signal").success());
+        let deadline = std::time::Instant::now() + 2 * START_DEADLINE;
+        while let Some(child) = &mut self.child {
+            if child.try_wait().expect("wait for our own child").is_some() {
+                self.child = None;
+            }
+            assert!(std::time::Instant::now() < deadline, "the server does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -215,6 +238,9 @@ fn copy_log(stderr: impl std::io::Read, mut log: File, ready: &mpsc::Sender<()>)
 }
 
 fn configuration(options: &NatsOptions) -> String {
+    if options.bare {
+        return options.extra.clone();
+    }
     let mut text = include_str!("../../deploy/nats.conf").to_owned();
     if options.lazy_sync {
         let shipped = "sync_interval: always";

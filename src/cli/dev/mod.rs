@@ -5,10 +5,10 @@
 
 mod cluster;
 mod control;
-mod folder;
-mod nats;
-mod printer;
-mod process;
+pub(super) mod folder;
+pub(super) mod nats;
+pub(super) mod printer;
+pub(super) mod process;
 
 use std::path::PathBuf;
 

@@ -35,6 +35,12 @@ impl Printer {
         Ok(Self { lines })
     }
 
+    /// Prints nothing: for children of whom only the logs are wanted.
+    pub fn silent() -> Self {
+        // Its receiver is gone, so that whatever is sent is dropped at once.
+        Self { lines: mpsc::sync_channel(0).0 }
+    }
+
     pub fn print(&self, text: String) {
         // Full: the terminal stands still.
         let _ = self.lines.try_send(Line::Text(text));

@@ -32,6 +32,7 @@ fn page(node: &NodeDescription) -> String {
         ("node epoch", node.node_epoch.to_string()),
         ("heard", super::heard(node.heard_ms_ago)),
         ("disk", node.disk_free_bytes.map_or_else(|| "-".into(), |bytes| format!("{} MB free", bytes / 1_000_000))),
+        ("refused", node.refused_messages.map_or_else(|| "-".into(), |count| format!("{count} messages"))),
     ];
     lines.extend(node.directory_errors.iter().map(|error| ("directory fault", error.clone())));
     lines.iter().map(|(name, value)| format!("{name:<16}{value}\n")).collect()
@@ -57,6 +58,7 @@ incarnation     00000000-0000-0000-0000-000000000000
 node epoch      102
 heard           210ms ago
 disk            5000 MB free
+refused         3 messages
 ";
         assert_eq!(page(&crate::cli::node::tests::node(3, NodeState::Draining)), wanted);
     }

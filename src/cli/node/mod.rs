@@ -123,6 +123,7 @@ pub mod tests {
             heard_ms_ago: Some(210),
             directory_errors: Vec::new(),
             disk_free_bytes: Some(5_000_000_000),
+            refused_messages: Some(3),
         }
     }
 

@@ -186,7 +186,15 @@ impl Controller {
             return;
         }
         match self.decide(&command) {
-            Err(error) => self.fail(token, error),
+            Err(error) => {
+                if let Command::RegisterNode(request) = &command {
+                    let who = format!("register {}", request.directory);
+                    self.complain(&who, || {
+                        format!("the registration of data directory {}: {error}", request.directory)
+                    });
+                }
+                self.fail(token, error);
+            }
             Ok(Decision { records, reply, .. }) if records.is_empty() => {
                 self.committed(self.history.position().version, token, reply);
             }

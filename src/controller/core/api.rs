@@ -158,6 +158,11 @@ pub enum Input {
     ControllerHeartbeat {
         payload: Bytes,
     },
+    /// A message on a subject that is no service's, though it looks like one: `dmq.heartbeat.abc`.
+    Stray {
+        subject: String,
+        token: Token,
+    },
     /// A push acknowledgement on the subject of `storage`.
     Ack {
         storage: StorageId,

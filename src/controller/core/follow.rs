@@ -379,6 +379,7 @@ impl Controller {
 
     pub(super) fn on_change(&mut self, change: Arc<Change>) {
         let version = change.position.version;
+        self.look_at_nodes();
         self.tail.push(change.clone());
         self.entries_since_snapshot += 1;
         self.bytes_since_snapshot += size(&change) as u64;

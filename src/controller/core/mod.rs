@@ -4,6 +4,8 @@
 //! over the storage nodes, `push` brings them the metadata, `isr` takes their leaders' requests, `admin` and `status` answer people, `restore` brings a lost
 //! history back. All of them share the one struct here; none of them may do I/O, read a clock or draw a random number.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 mod admin;
 mod api;
 mod append;
@@ -72,6 +74,9 @@ pub struct Controller {
     ended: VecDeque<Connection>,
     peers: BTreeMap<ControllerId, Peer>,
     pairing_dirty: bool,
+    /// When all nodes have to be looked at again, for whom to fence, drain or let serve. What changes for one node in
+    /// between brings it forward.
+    nodes_due: Monotonic,
     sweep_at: Monotonic,
     balance_at: Monotonic,
     announce_at: Monotonic,
@@ -112,6 +117,7 @@ impl Controller {
             ended: VecDeque::new(),
             peers: BTreeMap::new(),
             pairing_dirty: true,
+            nodes_due: Monotonic(0),
             sweep_at: Monotonic(0),
             balance_at: Monotonic(0),
             announce_at: Monotonic(0),
@@ -150,6 +156,7 @@ impl Controller {
                 self.on_heartbeat(storage, received_at, &payload, token);
             }
             Input::ControllerHeartbeat { payload } => self.on_controller_heartbeat(&payload),
+            Input::Stray { subject, token } => self.on_stray(&subject, token),
             Input::Ack { storage, payload } => self.on_ack(storage, &payload),
             Input::PushUnheard { storage } => self.on_push_unheard(storage),
             Input::Admin { noun, verb, payload, token, fresh_id } => {

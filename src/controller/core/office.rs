@@ -111,7 +111,7 @@ impl Controller {
             return;
         }
         let mine = holder.as_ref().is_some_and(|holder| holder.incarnation == self.me.incarnation);
-        let ended = holder.as_ref().is_some_and(|holder| self.ended.contains(&holder.connection));
+        let ended = holder.as_ref().is_some_and(|holder| self.has_ended(&holder.connection));
         self.lease.known = true;
         self.lease.seen = Some((holder, revision));
         if !mine && self.lease.ours.is_some_and(|(ours, _)| revision > ours) {
@@ -165,6 +165,11 @@ impl Controller {
         }
     }
 
+    /// Whether a connection is known to have ended. Asked for every heartbeat: the numbers tell most apart.
+    pub(super) fn has_ended(&self, connection: &Connection) -> bool {
+        self.ended.iter().any(|ended| ended.client == connection.client && ended.server == connection.server)
+    }
+
     pub(super) fn on_connection_ended(&mut self, connection: Connection) {
         if self.ended.len() >= ENDED_KEPT {
             self.ended.pop_front();
@@ -215,7 +220,12 @@ impl Controller {
             let id = message.controller;
             self.weigh_claim(message.position, || format!("controller {id} (of cluster {cluster})"));
         }
-        let ended = self.ended.contains(&message.connection);
+        if !self.may_be_peer(message.controller) {
+            let id = message.controller;
+            return self
+                .complain("too many controllers", || format!("controller {id} is one too many to keep track of"));
+        }
+        let ended = self.has_ended(&message.connection);
         let heard = self.mono();
         let before = self.peers.insert(message.controller, Peer { heard, ended, message });
         if before.is_none_or(|before| before.ended != ended) {
@@ -243,7 +253,7 @@ impl Controller {
             Some((None, revision)) => Some(*revision),
             Some((Some(seen), revision)) => {
                 // A former life of this very process may still run: its lease has to end by itself, as anybody's.
-                let gone = self.ended.contains(&seen.connection);
+                let gone = self.has_ended(&seen.connection);
                 if !gone {
                     return;
                 }

@@ -48,6 +48,14 @@ enum Means {
     StandIn,
 }
 
+/// What a node at `base` is pushed.
+#[derive(Clone, Debug)]
+struct Lacked {
+    base: Position,
+    position: Position,
+    entries: Vec<PushEntry>,
+}
+
 impl Controller {
     /// Looks after every node for which nothing is under way.
     pub(super) fn push_all(&mut self) {
@@ -55,7 +63,9 @@ impl Controller {
         let concerns =
             |node: &StorageNode| node.state != NodeState::Removed && self.means(node, &PushState::default()).is_some();
         let nodes: Vec<_> = image.storage.iter().filter(|(_, node)| concerns(node)).map(|(id, _)| *id).collect();
-        nodes.into_iter().for_each(|id| self.push_to(id));
+        // Nearly all of them have the same, and lack the same.
+        let mut lacked = None;
+        nodes.into_iter().for_each(|id| self.push_what_lacks(id, &mut lacked));
     }
 
     /// What this controller does for a node that lacks something. None: it leaves it to another one.
@@ -73,6 +83,10 @@ impl Controller {
 
     /// Sees to it that the node gets what it lacks, if that is ours to do and nothing is under way.
     pub(super) fn push_to(&mut self, id: StorageId) {
+        self.push_what_lacks(id, &mut None);
+    }
+
+    fn push_what_lacks(&mut self, id: StorageId, lacked: &mut Option<Lacked>) {
         if self.connection.is_none() {
             return;
         }
@@ -86,7 +100,17 @@ impl Controller {
         let Some(means) = self.means(node, &session.push) else { return };
         let base = session.position;
         let (position, entries) = match means {
-            Means::Push => self.what_lacks(base),
+            Means::Push => {
+                let found = match lacked.take() {
+                    Some(found) if found.base == base => found,
+                    Some(_) | None => {
+                        let (position, entries) = self.what_lacks(base);
+                        Lacked { base, position, entries }
+                    }
+                };
+                let Lacked { position, entries, .. } = lacked.insert(found).clone();
+                (position, entries)
+            }
             Means::Wait | Means::StandIn => (head, Vec::new()),
         };
         let push = Push {
@@ -220,6 +244,7 @@ impl Controller {
         self.weigh_claim(ack.position, || format!("storage node {storage}"));
         if moved {
             self.note_position(storage, ack.position);
+            self.look_at_node(storage);
         }
     }
 
@@ -239,6 +264,7 @@ impl Controller {
             && cluster != image.cluster
         {
             let words = format!("this is cluster {}, not {cluster}", image.cluster);
+            self.complain("fetch of another cluster", || format!("a fetch of metadata was refused: {words}"));
             return self.fail(token, WireError::new(Code::InconsistentClusterId, words));
         }
         // Only what is on this controller's disk can be served from it.

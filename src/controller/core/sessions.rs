@@ -7,12 +7,19 @@ use super::append::Purpose;
 use super::office::Role;
 use super::push::PushState;
 use super::{Controller, Effect, Level, Token};
-use crate::metadata::{NodeState, PartitionChange, Record, rules};
-use crate::types::{ClusterId, Connection, IncarnationId, Monotonic, NodeEpoch, Position, StorageId, TopicId, Version};
+use crate::metadata::{NodeState, PartitionChange, Record, StorageNode, rules};
+use crate::types::{
+    ClusterId, Connection, ControllerId, IncarnationId, Monotonic, NodeEpoch, Position, StorageId, TopicId, Version,
+};
 use crate::wire::{Code, Health, Heartbeat, HeartbeatAnswer, PairingField, WantedState, WireError, WireMessage};
 
 /// How often leaderships are looked at for balance.
 pub(super) const BALANCE_EVERY: Duration = Duration::from_secs(10);
+/// Before a cluster is founded anybody may claim to be a node of one.
+const MAX_SESSIONS: usize = 1 << 17;
+/// Anybody may claim to be a controller. How many silent ones are remembered, and for how many sessions.
+const MAX_PEERS: usize = 256;
+const PEER_KEPT_SESSIONS: u32 = 20;
 
 /// A storage node as it is heard. Kept by active and standby alike, so that a new controller knows the living at once.
 #[derive(Clone, Debug)]
@@ -80,7 +87,17 @@ impl Controller {
         let id = heartbeat.storage;
         self.weigh_claim(heartbeat.position, || format!("storage node {id}"));
         self.note_position(id, heartbeat.position);
+        self.look_at_node(id);
         self.answer_heartbeat(&heartbeat, token);
+    }
+
+    pub(super) fn on_stray(&mut self, subject: &str, token: Token) {
+        let shown: String = subject.chars().take(255).collect();
+        let words = format!("{shown} is no service's subject: it ends with a number, as in services.json");
+        // Subjects can be made up without end, so they are one kind of complaint.
+        self.complain("stray", || format!("a message was refused: {words}"));
+        let error = WireError::new(Code::InvalidRequest, words);
+        if self.answers() { self.fail(token, error) } else { self.out.push(Effect::Drop { token }) }
     }
 
     /// Before there is a cluster here, a node that has one says so. Whether its history is lost, or only not read yet, the
@@ -151,8 +168,12 @@ impl Controller {
             error: Some(error.clone()),
             ..self.bare_answer(image, heartbeat)
         };
+        // A process that has just begun heartbeats before it is registered: ordinary, and not counted.
+        let is_beginning = error.code == Code::UnknownNode
+            && heartbeat.node_epoch == NodeEpoch(0)
+            && image.storage.get(&id).is_some_and(|node| node.directory == Some(heartbeat.directory));
         self.out.push(Effect::Answer { token, payload: answer.encode() });
-        if error.code != Code::UnknownNode {
+        if !is_beginning {
             let who = format!("heartbeat {id} {}", heartbeat.incarnation);
             self.complain(&who, || format!("a heartbeat of storage node {id} does not count: {error}"));
         }
@@ -184,7 +205,10 @@ impl Controller {
 
     /// Takes note of a heartbeat that counts. False where it is late: over an ended connection, or overtaken by another.
     fn hear(&mut self, heartbeat: &Heartbeat, received_at: Monotonic) -> bool {
-        if self.ended.contains(&heartbeat.connection) {
+        if self.has_ended(&heartbeat.connection) {
+            return false;
+        }
+        if self.sessions.len() >= MAX_SESSIONS && !self.sessions.contains_key(&heartbeat.storage) {
             return false;
         }
         let fresh = || Session::new(heartbeat.incarnation);
@@ -302,11 +326,14 @@ impl Controller {
 
     /// A new controller takes nobody's silence for death before a full session that it could hear itself.
     fn in_grace(&self) -> bool {
-        let since = match self.role {
+        self.mono().since(self.grace_since()) < self.settings.session_timeout
+    }
+
+    fn grace_since(&self) -> Monotonic {
+        match self.role {
             Role::Active { since, .. } => since.max(self.hearing_since),
             Role::Starting | Role::Standby | Role::Electing | Role::Halted { .. } => self.hearing_since,
-        };
-        self.mono().since(since) < self.settings.session_timeout
+        }
     }
 
     pub(super) fn session_ended(&mut self, connection: &Connection) {
@@ -316,6 +343,7 @@ impl Controller {
             *id
         });
         if let Some(id) = found {
+            self.look_at_nodes();
             self.log(Level::Info, format!("the connection of storage node {id} ended"));
         }
     }
@@ -353,6 +381,11 @@ impl Controller {
         }
     }
 
+    /// Whether there is room to remember that controller.
+    pub(super) fn may_be_peer(&self, id: ControllerId) -> bool {
+        self.peers.len() < MAX_PEERS || self.peers.contains_key(&id)
+    }
+
     pub(super) fn sweep(&mut self) {
         self.consider_founding();
         let now = self.mono();
@@ -362,45 +395,110 @@ impl Controller {
         if gone {
             self.pairing_dirty = true;
         }
+        self.peers.retain(|_, peer| now.since(peer.heard) < timeout * PEER_KEPT_SESSIONS);
+    }
+
+    /// All nodes are looked at with the next input.
+    pub(super) fn look_at_nodes(&mut self) {
+        self.nodes_due = Monotonic(0);
+    }
+
+    /// Looks at one node that was heard: all are looked at only where this one asks for something. There are thousands, and
+    /// each is heard twice a second.
+    pub(super) fn look_at_node(&mut self, id: StorageId) {
+        let (Some(node), Some(session)) =
+            (self.image().and_then(|image| image.storage.get(&id)), self.sessions.get(&id))
+        else {
+            return;
+        };
+        let asks = session.wanted == WantedState::Draining
+            || (node.state.serves() && self.must_fence(Some(session), self.in_grace()))
+            || self.may_unfence(node, session);
+        if asks {
+            self.look_at_nodes();
+        }
+    }
+
+    /// Whether a node that serves must be fenced now.
+    fn must_fence(&self, session: Option<&Session>, grace: bool) -> bool {
+        let (now, timeout) = (self.mono(), self.settings.session_timeout);
+        let Some(session) = session else { return !grace };
+        if session.ended {
+            return true;
+        }
+        let silent = !grace && now.since(self.last_heard(session)) >= timeout;
+        let idle = session.behind.is_some_and(|(_, since)| now.since(since) >= timeout);
+        let hung = Duration::from_millis(session.health.sync_stalled_ms) >= timeout;
+        silent || idle || hung
+    }
+
+    /// From when a node's silence counts.
+    fn last_heard(&self, session: &Session) -> Monotonic {
+        session.heard.map_or(self.hearing_since, |heard| heard.max(self.hearing_since))
+    }
+
+    /// Whether a node has caught up and may serve.
+    fn may_unfence(&self, node: &StorageNode, session: &Session) -> bool {
+        let heard = session.heard.is_some_and(|heard| self.mono().since(heard) < self.settings.session_timeout)
+            && session.connection.is_some();
+        let caught_up = session.position.version >= session.fenced_at.max(Version(node.epoch.0));
+        let well = session.health.directory_errors.is_empty() && session.health.sync_stalled_ms == 0;
+        let running = session.wanted == WantedState::Running;
+        let here = node.state == NodeState::Fenced && node.incarnation == session.incarnation;
+        here && heard && caught_up && well && running && !session.ended && session.behind.is_none()
     }
 
     /// Storage nodes that must be fenced now.
     fn to_fence(&self) -> BTreeSet<StorageId> {
         let Some(image) = self.image() else { return BTreeSet::new() };
-        let (now, timeout, grace) = (self.mono(), self.settings.session_timeout, self.in_grace());
-        let must = |id: &StorageId| {
-            let Some(session) = self.sessions.get(id) else { return !grace };
-            if session.ended {
-                return true;
-            }
-            let heard = session.heard.unwrap_or(self.hearing_since);
-            let silent = !grace && now.since(heard.max(self.hearing_since)) >= timeout;
-            let idle = session.behind.is_some_and(|(_, since)| now.since(since) >= timeout);
-            let hung = Duration::from_millis(session.health.sync_stalled_ms) >= timeout;
-            silent || idle || hung
-        };
+        let grace = self.in_grace();
         let serving = image.storage.iter().filter(|(_, node)| node.state.serves());
-        serving.map(|(id, _)| *id).filter(must).collect()
+        serving.map(|(id, _)| *id).filter(|id| self.must_fence(self.sessions.get(id), grace)).collect()
     }
 
     /// Storage nodes that have caught up and may serve.
     fn to_unfence(&self) -> BTreeSet<StorageId> {
         let Some(image) = self.image() else { return BTreeSet::new() };
-        let (now, timeout) = (self.mono(), self.settings.session_timeout);
         let ready = |(id, session): (&StorageId, &Session)| {
-            let node = image.storage.get(id)?;
-            let heard = session.heard.is_some_and(|heard| now.since(heard) < timeout) && session.connection.is_some();
-            let caught_up = session.position.version >= session.fenced_at.max(Version(node.epoch.0));
-            let well = session.health.directory_errors.is_empty() && session.health.sync_stalled_ms == 0;
-            let running = session.wanted == WantedState::Running;
-            let here = node.state == NodeState::Fenced && node.incarnation == session.incarnation;
-            (here && heard && caught_up && well && running && !session.ended && session.behind.is_none()).then_some(*id)
+            image.storage.get(id).filter(|node| self.may_unfence(node, session)).map(|_| *id)
         };
         self.sessions.iter().filter_map(ready).collect()
     }
 
+    /// When the first node can come to need something by time alone: by silence, or by staying behind.
+    fn nodes_due(&self) -> Monotonic {
+        let timeout = self.settings.session_timeout;
+        // Whoever falls silent or behind from now on does so for a session at least.
+        let mut due = self.mono() + timeout;
+        if self.in_grace() {
+            due = due.min(self.grace_since() + timeout);
+        }
+        for session in self.sessions.values() {
+            let silent = self.last_heard(session) + timeout;
+            let behind = session.behind.map(|(_, since)| since + timeout);
+            // What is over already was looked at, and asked for nothing.
+            let next = [Some(silent), behind].into_iter().flatten().filter(|at| *at > self.mono()).min();
+            due = next.map_or(due, |next| due.min(next));
+        }
+        due
+    }
+
     /// What the liveness of nodes asks for, one change at a time. True where one was begun.
     pub(super) fn work_for_nodes(&mut self) -> bool {
+        if self.mono() >= self.nodes_due {
+            if self.work_for_liveness() {
+                return true;
+            }
+            self.nodes_due = self.nodes_due();
+        }
+        if self.pairing_dirty && self.work_for_pairing() {
+            return true;
+        }
+        self.work_for_balance()
+    }
+
+    /// Fences, drains and lets serve.
+    fn work_for_liveness(&mut self) -> bool {
         let fence = self.to_fence();
         if !fence.is_empty() {
             let why = self.why_fenced(&fence);
@@ -414,10 +512,7 @@ impl Controller {
             let why = format!("{} caught up", names(&unfence));
             return self.change_nodes(rules::node::unfence, &unfence, why);
         }
-        if self.pairing_dirty && self.work_for_pairing() {
-            return true;
-        }
-        self.work_for_balance()
+        false
     }
 
     /// Leads back to the preferred replicas, now and then and a few at a time.

@@ -61,6 +61,7 @@ impl Controller {
             heard_ms_ago: heard.map(|heard| u64::try_from(self.mono().since(heard).as_millis()).unwrap_or(u64::MAX)),
             directory_errors: session.map(|session| session.health.directory_errors.clone()).unwrap_or_default(),
             disk_free_bytes: heard.and(session).map(|session| session.health.disk_free_bytes),
+            refused_messages: heard.and(session).map(|session| session.health.refused_messages),
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, StatusCode, Subject};
+use async_nats::{Client, Message, StatusCode, Subject};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -419,7 +419,9 @@ impl Driver {
     }
 
     async fn on_ack(&mut self, heard: Heard) {
-        let Some(storage) = self.services.ack_of(&heard.message.subject) else { return };
+        let Some(storage) = self.services.ack_of(&heard.message.subject) else {
+            return self.on_stray(heard.message).await;
+        };
         let input = match heard.message.status {
             // The server's own word on a push of ours.
             Some(StatusCode::NO_RESPONDERS) => Input::PushUnheard { storage },
@@ -430,11 +432,18 @@ impl Driver {
 
     async fn on_heartbeat(&mut self, heard: Heard) {
         let Heard { received_at, message } = heard;
-        let Some(storage) = self.services.heartbeat_of(&message.subject) else { return };
+        let Some(storage) = self.services.heartbeat_of(&message.subject) else { return self.on_stray(message).await };
         let token = self.token();
         self.heartbeat = message.reply.map(|reply| (token, reply));
         let input = Input::Heartbeat { storage, received_at, payload: message.payload, token };
         self.feed(input).await;
+        self.heartbeat = None;
+    }
+
+    async fn on_stray(&mut self, message: Message) {
+        let token = self.token();
+        self.heartbeat = message.reply.map(|reply| (token, reply));
+        self.feed(Input::Stray { subject: message.subject.to_string(), token }).await;
         self.heartbeat = None;
     }
 

@@ -34,7 +34,12 @@ pub(super) async fn advisories(
             tracing::warn!("no login to NATS's system account (nats.system_user, nats.system_creds): {SILENCE}");
             return Ok(None);
         }
-        Err(error @ (ConnectError::Settings(_) | ConnectError::Refused { .. })) => return Err(error),
+        Err(
+            error @ (ConnectError::Settings(_)
+            | ConnectError::Refused { .. }
+            | ConnectError::Forbidden { .. }
+            | ConnectError::Tls { .. }),
+        ) => return Err(error),
         Err(
             error @ (ConnectError::Unreachable { .. }
             | ConnectError::TooOld { .. }

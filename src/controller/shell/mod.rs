@@ -93,6 +93,7 @@ pub async fn run_until(options: Options, shutdown: mpsc::Receiver<()>) -> Result
 
     let name = format!("dmq-controller-{id}");
     let connection = config::connect(&nats, &name, connect_timeout, true).await?;
+    let deaf = connection.deaf_within(connect_timeout);
     let client = connection.client.clone();
     let message_cap = settings.message_limit;
     settings.message_limit = message_limit(client.max_payload(), message_cap)?;
@@ -123,7 +124,10 @@ pub async fn run_until(options: Options, shutdown: mpsc::Receiver<()>) -> Result
 
     let core = Controller::new(me, settings, history, last);
     let parts = driver::Parts { core, me, belongs_to, message_cap, clock, connection, jetstream, services, advisories };
-    Driver::run(parts, directory, store, shutdown).await
+    tokio::select! {
+        ended = Driver::run(parts, directory, store, shutdown) => ended,
+        error = deaf => Err(error.into()),
+    }
 }
 
 /// What the core may put into one message, which has an envelope around it.

@@ -154,7 +154,7 @@ pub(super) fn elect_where(
 ) -> Vec<Record> {
     let mut gathered = Gathered::default();
     for topic in image.topics.values() {
-        for (number, partition) in (0..).zip(&topic.partitions) {
+        for (number, partition) in (0..).zip(topic.partitions.iter()) {
             if concerns(topic, partition)
                 && let Some(change) = elect(topic, number, partition, standing)
             {
@@ -169,7 +169,7 @@ pub(super) fn elect_where(
 pub(super) fn elect_leaderless(image: &Image, topic: &Topic) -> Vec<Record> {
     let standing = Standing::now(image);
     let mut gathered = Gathered::default();
-    for (number, partition) in (0..).zip(&topic.partitions) {
+    for (number, partition) in (0..).zip(topic.partitions.iter()) {
         if partition.leader.is_none()
             && let Some(change) = elect(topic, number, partition, &standing)
         {

@@ -159,7 +159,7 @@ pub fn can_drain(image: &Image, node: StorageId) -> bool {
         || image
             .topics
             .values()
-            .flat_map(|topic| &topic.partitions)
+            .flat_map(|topic| topic.partitions.iter())
             .filter(|partition| partition.leader == Some(node))
             .all(|partition| partition.isr().any(others))
 }

@@ -155,7 +155,7 @@ pub fn preferred(image: &Image, limit: usize) -> Vec<Record> {
             };
             can.then_some((topic.id, change))
         };
-        (0..).zip(&topic.partitions).filter_map(back)
+        (0..).zip(topic.partitions.iter()).filter_map(back)
     });
     moves.take(limit).for_each(|(topic, change)| gathered.push(topic, change));
     gathered.records()

@@ -1,5 +1,8 @@
 //! What a million partitions cost. Ignored: `cargo test --release --lib million -- --ignored --nocapture`.
 
+// It measures, and decides nothing by it.
+#![allow(clippy::disallowed_methods)]
+
 use std::collections::BTreeMap;
 use std::time::Instant;
 

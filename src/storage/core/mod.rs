@@ -5,6 +5,8 @@
 //!
 //! Nothing that was not applied is believed: versions, epochs and pairings in a message change nothing by themselves.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 mod api;
 mod backoff;
 mod drain;
@@ -50,6 +52,8 @@ pub struct StorageCore {
     drain: Option<drain::Drain>,
     said_may_lead: bool,
     complaints: Complaints,
+    /// Messages from outside that were refused.
+    refused: u64,
     ended: bool,
 }
 
@@ -74,6 +78,7 @@ impl StorageCore {
             drain: None,
             said_may_lead: false,
             complaints: Complaints::default(),
+            refused: 0,
             ended: false,
             identity,
             settings,

@@ -190,6 +190,7 @@ impl StorageCore {
     }
 
     fn refuse(&mut self, now: Monotonic, token: Token, pushed: Position, error: WireError, out: &mut Vec<Effect>) {
+        self.refused += 1;
         self.complain(now, "push-refused", Level::Warn, out, || format!("a push was refused: {error}"));
         self.acknowledge(Some(token), AckOutcome::Refused, pushed, Some(error), out);
     }
@@ -197,6 +198,7 @@ impl StorageCore {
     fn serve_fetch(&mut self, now: Monotonic, request: FetchRequest, token: Token, out: &mut Vec<Effect>) {
         match (request.cluster, self.identity.cluster) {
             (Some(theirs), Some(ours)) if theirs != ours => {
+                self.refused += 1;
                 self.complain(now, "fetch-foreign", Level::Warn, out, || {
                     format!("a fetch for cluster {theirs} came here")
                 });
@@ -205,7 +207,7 @@ impl StorageCore {
         }
     }
 
-    /// As [`Self::complain`], about one controller's pushes.
+    /// As [`Self::complain`], about one controller's push, which counts as refused.
     fn complain_of(
         &mut self,
         now: Monotonic,
@@ -214,6 +216,7 @@ impl StorageCore {
         out: &mut Vec<Effect>,
         words: impl FnOnce() -> String,
     ) {
+        self.refused += 1;
         if self.complaints.is_news(now, kind, Some(of)) {
             self.log(Level::Warn, out, words);
         }

@@ -141,6 +141,7 @@ impl StorageCore {
         let counts = self.me().map_or((0, 0), |node| (node.leaders, node.followers()));
         let mut health = self.session.health.clone();
         health.sync_stalled_ms = self.intake.stalled(now).as_millis() as u64;
+        health.refused_messages = self.refused;
         health.directory_errors.extend(self.intake.error().map(str::to_owned));
         self.session.sequence += 1;
         let heartbeat = Heartbeat {
@@ -209,6 +210,7 @@ impl StorageCore {
         let answer = match decode::<HeartbeatAnswer>(&body).and_then(|answer| self.check_answer(sequence, answer)) {
             Ok(answer) => answer,
             Err(error) => {
+                self.refused += 1;
                 self.complain(now, "heartbeat-answer", Level::Warn, out, || {
                     format!("an answer to a heartbeat does not count: {error}")
                 });

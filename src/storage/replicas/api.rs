@@ -1,0 +1,207 @@
+//! What goes into the replicas' engine and what comes out of it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::replication::{AckError, EpochHistory};
+use crate::storage::core::{Call, CallError, Token};
+use crate::types::{
+    ClusterId, LeaderEpoch, NodeEpoch, Offset, PartitionEpoch, PartitionId, StorageId, TopicId, WallTime,
+};
+
+/// A partition, by its topic's id: one that was deleted and created anew is another.
+pub type Place = (TopicId, PartitionId);
+
+/// One replica's log as the engine needs it: what is written is readable at once, and on the disk after a flush.
+pub trait Log {
+    type Error: std::error::Error + Clone + PartialEq;
+
+    /// The first offset that it still has.
+    fn start(&self) -> Offset;
+    /// The offset behind its last record.
+    fn end(&self) -> Offset;
+    fn epochs(&self) -> &EpochHistory;
+    /// This replica leads from here on.
+    fn begin_epoch(&mut self, epoch: LeaderEpoch) -> Result<(), Self::Error>;
+    /// Appends a client's batch under the leader's epoch, and gives its records their offsets: that of the first.
+    fn append(&mut self, batch: Bytes, epoch: LeaderEpoch, now: WallTime) -> Result<Offset, Self::Error>;
+    /// Appends batches as the leader has them. Either all, or none.
+    fn copy(&mut self, batches: Bytes) -> Result<(), Self::Error>;
+    /// Whole batches, the first of which holds `from`: up to `max_bytes`, but always one if there is one.
+    fn read(&self, from: Offset, max_bytes: usize) -> Result<Bytes, Self::Error>;
+    fn truncate_to(&mut self, end: Offset) -> Result<(), Self::Error>;
+    /// Drops everything and begins anew at `start`.
+    fn restart_at(&mut self, start: Offset) -> Result<(), Self::Error>;
+    /// Deletes what lies wholly before `start`.
+    fn delete_before(&mut self, start: Offset) -> Result<(), Self::Error>;
+}
+
+/// Who this node is in its present incarnation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Member {
+    pub cluster: ClusterId,
+    pub storage: StorageId,
+    pub node_epoch: NodeEpoch,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// How long a leader keeps a poll that it has nothing to say to.
+    pub poll_wait: Duration,
+    /// How much longer than that its answer is waited for.
+    pub poll_timeout: Duration,
+    /// How long a follower waits after a poll that failed, or a partition that was refused.
+    pub retry: Duration,
+    /// The most bytes of records in one answer.
+    pub answer_max_bytes: usize,
+    /// Kafka's `replica.lag.time.max.ms`.
+    pub lag_max: Duration,
+    /// How often lagging followers are looked for.
+    pub lag_check: Duration,
+    /// The most partitions of one request for in-sync replicas.
+    pub isr_batch: usize,
+    /// The most appends of one partition that may wait for their acknowledgement.
+    pub waiting_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            poll_wait: Duration::from_millis(500),
+            poll_timeout: Duration::from_secs(2),
+            retry: Duration::from_millis(50),
+            answer_max_bytes: 900 << 10,
+            lag_max: Duration::from_secs(10),
+            lag_check: Duration::from_millis(500),
+            isr_batch: 1_000,
+            waiting_max: 4_096,
+        }
+    }
+}
+
+/// What the metadata on this node's disk says of a partition of which it holds a replica.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Assignment {
+    pub leader: Option<StorageId>,
+    pub leader_epoch: LeaderEpoch,
+    pub partition_epoch: PartitionEpoch,
+    pub isr: Vec<StorageId>,
+    pub replicas: Vec<StorageId>,
+    pub min_insync: usize,
+}
+
+/// A storage node as the metadata has it: only who is active, in this incarnation, can be in sync.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Peer {
+    pub node_epoch: NodeEpoch,
+    pub active: bool,
+}
+
+/// A log's end at some moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogEnd {
+    pub place: Place,
+    pub end: Offset,
+    /// Rises whenever the log is cut off: a flush from before says nothing of what was written since.
+    pub generation: u64,
+}
+
+/// When an append is acknowledged (Kafka's `acks`; 0 asks for nothing and waits for nothing).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Acks {
+    /// On the leader's disk.
+    Leader,
+    /// On the disk of every in-sync replica.
+    All,
+}
+
+#[derive(Clone, Debug)]
+pub enum Input<L> {
+    /// This incarnation is registered.
+    Member(Member),
+    /// All storage nodes, as they are now.
+    Peers(BTreeMap<StorageId, Peer>),
+    /// This node holds a replica, whose log is open now, or its assignment changed (no log).
+    Assigned {
+        place: Place,
+        assignment: Assignment,
+        log: Option<L>,
+    },
+    /// It holds it no longer.
+    Unassigned(Place),
+    /// Whether it may serve what it leads.
+    MayLead(bool),
+    Disconnected,
+    /// A message on `dmq.replica.<this node>`.
+    Poll {
+        payload: Bytes,
+        token: Token,
+    },
+    /// The answer to [`Effect::Poll`].
+    PollAnswer {
+        call: Call,
+        result: Result<Bytes, CallError>,
+    },
+    /// A client's batch.
+    Append {
+        place: Place,
+        batch: Bytes,
+        /// None: nobody waits.
+        acks: Option<Acks>,
+        token: Token,
+        now: WallTime,
+    },
+    /// The answer to [`Effect::Flush`]: each log is on the disk up to here.
+    Flushed(Vec<LogEnd>),
+    /// The answer to [`Effect::AskInSync`], of one of its partitions.
+    InSyncAnswer {
+        place: Place,
+        leader_epoch: LeaderEpoch,
+        on_top_of: PartitionEpoch,
+        granted: bool,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// Why a client's batch is not acknowledged.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AppendError<E> {
+    #[error("this node does not lead the partition, or no longer: whether the records stay is not known")]
+    NotLeader,
+    #[error("{0} appends wait for their acknowledgement already")]
+    Busy(usize),
+    #[error(transparent)]
+    Acks(AckError),
+    #[error(transparent)]
+    Log(E),
+}
+
+/// What a leader would have the controller make of its in-sync replicas.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct InSyncWish {
+    pub place: Place,
+    pub leader_epoch: LeaderEpoch,
+    pub partition_epoch: PartitionEpoch,
+    pub members: Vec<(StorageId, NodeEpoch)>,
+    /// Change nothing but the partition epoch.
+    pub settles: bool,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub enum Effect<E> {
+    /// Send this to `dmq.replica.<to>`, and say [`Input::PollAnswer`] when its answer comes, or none within `timeout`.
+    Poll { call: Call, to: StorageId, message: Bytes, timeout: Duration },
+    /// Answer a poll.
+    Answer { token: Token, message: Bytes },
+    /// Bring these logs to the disk, then say [`Input::Flushed`]. Any number may be under way.
+    Flush(Vec<LogEnd>),
+    /// The client's records begin at this offset, and are as safe as it asked for.
+    Acknowledge { token: Token, result: Result<Offset, AppendError<E>> },
+    /// Ask the controller.
+    AskInSync(Vec<InSyncWish>),
+    /// A log cannot be written or read; the node is to give up its replica.
+    Failed { place: Place, error: E },
+}

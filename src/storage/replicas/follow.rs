@@ -1,0 +1,260 @@
+//! The follower's side: one session per leader's node, whose polls name what changed since the poll before.
+//!
+//! A poll may be under way while another one overtakes it: a partition that begins to be followed does not wait for the end
+//! of a long poll. After records came, the next poll waits for their flush, so that each poll says what is on the disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+use super::{Effect, Log, Place, Replicas, Role};
+use crate::replication::{EpochEnd, FetchFrom, FetchOutcome, Step};
+use crate::storage::core::{Call, CallError};
+use crate::types::{Monotonic, StorageId};
+use crate::wire::replica::{
+    PartitionAnswer, PartitionOutcome, ReplicaAnswer, ReplicaFetch, ReplicaPosition, SessionOutcome,
+};
+
+/// The most polls of one session that may be under way: the newest, and those that it overtakes.
+const POLLS: usize = 4;
+
+#[derive(Debug)]
+pub(super) struct Link {
+    followed: BTreeSet<Place>,
+    session: u64,
+    /// Of the next poll; 0 begins a session.
+    sequence: u32,
+    /// To be named in the next poll.
+    changed: BTreeSet<Place>,
+    dropped: BTreeSet<Place>,
+    /// What the leader was told of.
+    told: BTreeSet<Place>,
+    /// Written, and not on the disk yet.
+    unflushed: BTreeSet<Place>,
+    /// Refused, to be named again after a while.
+    later: BTreeSet<Place>,
+    polls: BTreeMap<Call, (u32, Monotonic)>,
+    retry_at: Monotonic,
+}
+
+impl Link {
+    pub(super) fn new(now: Monotonic) -> Self {
+        Self {
+            followed: BTreeSet::new(),
+            session: 0,
+            sequence: 0,
+            changed: BTreeSet::new(),
+            dropped: BTreeSet::new(),
+            told: BTreeSet::new(),
+            unflushed: BTreeSet::new(),
+            later: BTreeSet::new(),
+            polls: BTreeMap::new(),
+            retry_at: now,
+        }
+    }
+
+    pub(super) fn add_place(&mut self, place: Place, flushed: bool) {
+        self.followed.insert(place);
+        self.changed.insert(place);
+        self.dropped.remove(&place);
+        if !flushed {
+            self.unflushed.insert(place);
+        }
+    }
+
+    pub(super) fn drop_place(&mut self, place: Place) {
+        self.followed.remove(&place);
+        self.changed.remove(&place);
+        self.later.remove(&place);
+        self.unflushed.remove(&place);
+        if self.told.remove(&place) {
+            self.dropped.insert(place);
+        }
+    }
+
+    pub(super) fn flushed(&mut self, place: Place, all: bool) {
+        if all && self.unflushed.remove(&place) {
+            self.changed.insert(place);
+        }
+    }
+
+    /// The session is over: the next poll names everything.
+    pub(super) fn reset(&mut self, retry_at: Monotonic) {
+        self.sequence = 0;
+        self.polls.clear();
+        self.told.clear();
+        self.dropped.clear();
+        self.later.clear();
+        self.changed = self.followed.clone();
+        self.retry_at = retry_at;
+    }
+
+    pub(super) fn deadline(&self) -> Option<Monotonic> {
+        let waits = !self.changed.is_empty() || !self.later.is_empty() || self.polls.is_empty();
+        let retry = (waits && !self.followed.is_empty() && self.unflushed.is_empty()).then_some(self.retry_at);
+        self.polls.values().map(|(_, until)| *until).chain(retry).min()
+    }
+
+    fn wants_poll(&self, now: Monotonic) -> bool {
+        let something = !self.changed.is_empty() || self.polls.is_empty();
+        let idle = self.followed.is_empty() && self.dropped.is_empty();
+        something && !idle && self.unflushed.is_empty() && self.polls.len() < POLLS && now >= self.retry_at
+    }
+}
+
+impl<L: Log> Replicas<L> {
+    pub(super) fn step_links(&mut self, now: Monotonic, out: &mut Vec<Effect<L::Error>>) {
+        self.links.retain(|_, link| !link.followed.is_empty() || !link.dropped.is_empty());
+        let leaders: Vec<_> = self.links.keys().copied().collect();
+        for leader in leaders {
+            self.step_link(now, leader, out);
+        }
+    }
+
+    fn step_link(&mut self, now: Monotonic, leader: StorageId, out: &mut Vec<Effect<L::Error>>) {
+        let retry = now + self.settings.retry;
+        let Some(link) = self.links.get_mut(&leader) else { return };
+        if link.polls.values().any(|(_, until)| now >= *until) {
+            link.reset(retry);
+        }
+        if now >= link.retry_at {
+            let later = std::mem::take(&mut link.later);
+            link.changed.extend(later);
+        }
+        if !link.wants_poll(now) {
+            return;
+        }
+        let call = self.call();
+        let (Some(member), Some(link)) = (self.member, self.links.get_mut(&leader)) else { return };
+        if link.sequence == 0 {
+            link.session += 1;
+        }
+        let mut positions = Vec::with_capacity(link.changed.len());
+        for place in std::mem::take(&mut link.changed) {
+            let Some(replica) = self.held.get(&place) else { continue };
+            let Role::Follows(follower) = &replica.role else { continue };
+            let from = follower.fetch_from(replica.log.epochs(), replica.log.end(), replica.flushed);
+            link.told.insert(place);
+            positions.push(ReplicaPosition {
+                topic: place.0,
+                partition: place.1,
+                leader_epoch: from.leader_epoch,
+                attempt: 0,
+                offset: from.offset,
+                last_epoch: from.last_epoch,
+                flushed: from.flushed,
+            });
+        }
+        let message = ReplicaFetch {
+            cluster: member.cluster,
+            storage: member.storage,
+            node_epoch: member.node_epoch,
+            session: link.session,
+            sequence: link.sequence,
+            max_bytes: self.settings.answer_max_bytes as u32,
+            max_wait_ms: self.settings.poll_wait.as_millis() as u32,
+            positions,
+            dropped: std::mem::take(&mut link.dropped).into_iter().collect(),
+        };
+        let timeout = self.settings.poll_wait + self.settings.poll_timeout;
+        link.polls.insert(call, (link.sequence, now + timeout));
+        link.sequence += 1;
+        out.push(Effect::Poll { call, to: leader, message: message.encode(), timeout });
+    }
+
+    pub(super) fn poll_answer(
+        &mut self,
+        now: Monotonic,
+        call: Call,
+        result: Result<Bytes, CallError>,
+        out: &mut Vec<Effect<L::Error>>,
+    ) {
+        let retry = now + self.settings.retry;
+        let Some((leader, link)) = self.links.iter_mut().find(|(_, link)| link.polls.contains_key(&call)) else {
+            return;
+        };
+        let (leader, (sequence, _)) = (*leader, link.polls.remove(&call).expect("it was just found"));
+        let answer = result.ok().and_then(|payload| ReplicaAnswer::decode(&payload).ok());
+        let me = self.member.map(|member| (member.cluster, member.node_epoch));
+        let ours = answer.filter(|(answer, _)| {
+            answer.storage == leader
+                && answer.session == link.session
+                && answer.sequence == sequence
+                && Some((answer.cluster, answer.node_epoch)) == me
+        });
+        match ours {
+            Some((ReplicaAnswer { outcome: SessionOutcome::Partitions(partitions), .. }, records)) => {
+                for (partition, records) in partitions.iter().zip(records) {
+                    self.answered(now, leader, partition, records, out);
+                }
+            }
+            Some((ReplicaAnswer { outcome: SessionOutcome::UnknownSession, .. }, _)) => link.reset(now),
+            Some((ReplicaAnswer { outcome: SessionOutcome::NotServing | SessionOutcome::Refused, .. }, _)) | None => {
+                link.reset(retry)
+            }
+        }
+    }
+
+    fn answered(
+        &mut self,
+        now: Monotonic,
+        leader: StorageId,
+        answer: &PartitionAnswer,
+        records: Bytes,
+        out: &mut Vec<Effect<L::Error>>,
+    ) {
+        let place = (answer.topic, answer.partition);
+        let Some(link) = self.links.get_mut(&leader) else { return };
+        let Some(replica) = self.held.get_mut(&place) else { return };
+        let Role::Follows(follower) = &mut replica.role else { return };
+        let outcome = match answer.outcome {
+            PartitionOutcome::Agrees { high_watermark, log_start, .. } => {
+                FetchOutcome::Agrees { high_watermark, log_start }
+            }
+            PartitionOutcome::Diverged { epoch, end } => FetchOutcome::Diverged(EpochEnd { epoch, end }),
+            PartitionOutcome::OutOfRange { log_start, log_end } => FetchOutcome::OutOfRange { log_start, log_end },
+            // Either node may be behind: the metadata will tell, or asking again will do.
+            PartitionOutcome::FencedLeaderEpoch
+            | PartitionOutcome::NotLeader
+            | PartitionOutcome::NotAReplica
+            | PartitionOutcome::StorageError => {
+                link.later.insert(place);
+                link.retry_at = link.retry_at.max(now + self.settings.retry);
+                return;
+            }
+        };
+        let (leader_epoch, offset) = (answer.leader_epoch, answer.offset);
+        let asked = FetchFrom { leader_epoch, offset, last_epoch: answer.last_epoch, flushed: offset };
+        let end = replica.log.end();
+        let step = follower.answer(&asked, outcome, replica.log.epochs(), end);
+        let done = match step {
+            Step::Ignore => Ok(()),
+            Step::Append { log_start } => {
+                let copied = if records.is_empty() { Ok(()) } else { replica.log.copy(records) };
+                copied.and_then(|()| {
+                    let end = replica.log.end();
+                    // What was just copied may be committed already.
+                    follower.learned(outcome, end);
+                    if log_start > replica.log.start() { replica.log.delete_before(log_start.min(end)) } else { Ok(()) }
+                })
+            }
+            Step::TruncateTo(to) => replica.log.truncate_to(to),
+            Step::RestartAt(start) => replica.log.restart_at(start),
+        };
+        replica.high_watermark = follower.high_watermark();
+        replica.flushed = replica.flushed.min(replica.log.end()).max(replica.log.start());
+        if let Err(error) = done {
+            self.fail(place, error, out);
+            return;
+        }
+        match step {
+            Step::Append { .. } if replica.log.end() == end => {}
+            Step::Append { .. } | Step::TruncateTo(_) | Step::RestartAt(_) => {
+                replica.generation += u64::from(!matches!(step, Step::Append { .. }));
+                link.unflushed.insert(place);
+                self.unflushed.insert(place);
+            }
+            Step::Ignore => {}
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Who shall be in sync: looked at where something changed, and now and then where a follower lacks something.
+
+use super::{Effect, InSyncWish, Log, Place, Replicas, Role};
+use crate::types::{LeaderEpoch, Monotonic, PartitionEpoch};
+
+impl<L: Log> Replicas<L> {
+    pub(super) fn step_in_sync(&mut self, now: Monotonic, out: &mut Vec<Effect<L::Error>>) {
+        if now >= self.lag_check_at {
+            self.lag_check_at = now + self.settings.lag_check;
+            self.look_for_laggards();
+        }
+        if self.asks.is_empty() || !self.may_lead {
+            return;
+        }
+        let mut wishes = Vec::new();
+        while wishes.len() < self.settings.isr_batch
+            && let Some(place) = self.asks.pop_first()
+        {
+            wishes.extend(self.wish(now, place));
+        }
+        if !wishes.is_empty() {
+            out.push(Effect::AskInSync(wishes));
+        }
+    }
+
+    fn look_for_laggards(&mut self) {
+        let held = &self.held;
+        self.behind.retain(|place| {
+            let Some(replica) = held.get(place) else { return false };
+            let Role::Leads(leader) = &replica.role else { return false };
+            let whole = replica.assignment.isr.len() == replica.assignment.replicas.len();
+            !whole
+                || leader.in_sync().maximal().count() > leader.in_sync().committed().len()
+                || leader.lag_deadline().is_some()
+        });
+        self.asks.extend(self.behind.iter().copied());
+    }
+
+    fn wish(&mut self, now: Monotonic, place: Place) -> Option<InSyncWish> {
+        let member = self.member?;
+        let replica = self.held.get_mut(&place)?;
+        let Role::Leads(leader) = &mut replica.role else { return None };
+        let peers = &self.peers;
+        let fit = |node, epoch| peers.get(&node).is_some_and(|peer| peer.active && peer.node_epoch == epoch);
+        let wish = leader.wish(now, fit)?;
+        let epoch = |node| {
+            let heard = leader.node_epoch(node);
+            if node == member.storage { Some(member.node_epoch) } else { heard }
+        };
+        let members = wish.members.iter().map(|node| Some((*node, epoch(*node)?))).collect::<Option<_>>()?;
+        leader.in_sync_mut().asking(&wish);
+        self.behind.insert(place);
+        Some(InSyncWish {
+            place,
+            leader_epoch: leader.leader_epoch(),
+            partition_epoch: wish.partition_epoch,
+            members,
+            settles: wish.settles,
+        })
+    }
+
+    pub(super) fn in_sync_answer(
+        &mut self,
+        place: Place,
+        leader_epoch: LeaderEpoch,
+        on_top_of: PartitionEpoch,
+        granted: bool,
+    ) {
+        let Some(replica) = self.held.get_mut(&place) else { return };
+        let Role::Leads(leader) = &mut replica.role else { return };
+        if leader.leader_epoch() != leader_epoch {
+            return;
+        }
+        if granted {
+            leader.in_sync_mut().granted(on_top_of);
+        } else {
+            // Asked again at the next check, not at once.
+            leader.in_sync_mut().not_granted(on_top_of);
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! The leader's side: followers' sessions, and what they are answered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Effect, Log, Member, Place, Replicas, Role};
+use crate::replication::{FetchFrom, FetchOutcome, Refusal, ReplicaSession};
+use crate::storage::core::Token;
+use crate::types::{Monotonic, NodeEpoch, Offset, StorageId};
+use crate::wire::replica::{
+    PartitionAnswer, PartitionOutcome, ReplicaAnswer, ReplicaFetch, ReplicaPosition, SessionOutcome,
+};
+
+/// The longest that a poll is kept, whatever it asks for.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+pub(super) struct Session {
+    node_epoch: NodeEpoch,
+    session: u64,
+    /// Of the last poll.
+    sequence: u32,
+    positions: BTreeMap<Place, ReplicaPosition>,
+    /// Something is to be said of these.
+    ready: BTreeSet<Place>,
+    /// The position has changed and was not looked at.
+    fresh: BTreeSet<Place>,
+    /// Where the last answer ended, so that no partition starves behind busier ones.
+    cursor: Option<Place>,
+    waiting: Option<Waiting>,
+}
+
+/// Whom an answer is for.
+#[derive(Clone, Copy, Debug)]
+struct Asker {
+    node_epoch: NodeEpoch,
+    session: u64,
+    sequence: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    token: Token,
+    sequence: u32,
+    until: Monotonic,
+    max_bytes: usize,
+}
+
+impl Session {
+    pub(super) fn deadline(&self) -> Option<Monotonic> {
+        Some(self.waiting?.until)
+    }
+
+    /// The leadership of a partition began or ended: what was said of it no longer holds.
+    pub(super) fn role_changed(&mut self, place: Place) {
+        if self.positions.contains_key(&place) {
+            self.fresh.insert(place);
+        }
+    }
+
+    /// There is more than the follower has.
+    pub(super) fn has_more(&mut self, place: Place) {
+        if self.positions.contains_key(&place) {
+            self.ready.insert(place);
+        }
+    }
+
+    /// The places to speak of, beginning behind the last answer's end.
+    fn in_turn(&self) -> Vec<Place> {
+        let Some(cursor) = self.cursor else { return self.ready.iter().copied().collect() };
+        let behind = self.ready.iter().filter(|place| **place > cursor);
+        behind.chain(self.ready.iter().filter(|place| **place <= cursor)).copied().collect()
+    }
+}
+
+impl<L: Log> Replicas<L> {
+    pub(super) fn poll(&mut self, now: Monotonic, payload: &[u8], token: Token, out: &mut Vec<Effect<L::Error>>) {
+        // Who sends what cannot be read is not this protocol's follower, and has nothing to wait for.
+        let Ok(poll) = ReplicaFetch::decode(payload) else { return };
+        let Some(member) = self.member else { return };
+        let known = self.peers.get(&poll.storage).map(|peer| peer.node_epoch);
+        if poll.cluster != member.cluster || known.is_none_or(|known| poll.node_epoch < known) {
+            self.say(&poll, token, SessionOutcome::Refused, out);
+            return;
+        }
+        if !self.may_lead {
+            self.say(&poll, token, SessionOutcome::NotServing, out);
+            return;
+        }
+        let held = self.sessions.get(&poll.storage);
+        let next = held.is_some_and(|held| {
+            (held.node_epoch, held.session) == (poll.node_epoch, poll.session)
+                && held.sequence.checked_add(1) == Some(poll.sequence)
+        });
+        let begins = poll.sequence == 0
+            && held.is_none_or(|held| (held.node_epoch, held.session) < (poll.node_epoch, poll.session));
+        if !next && !begins {
+            self.say(&poll, token, SessionOutcome::UnknownSession, out);
+            return;
+        }
+        if let Some(overtaken) = self.sessions.get_mut(&poll.storage).and_then(|held| held.waiting.take()) {
+            self.answer_poll(poll.storage, overtaken, Vec::new(), &[], out);
+        }
+        let new = || Session {
+            node_epoch: poll.node_epoch,
+            session: poll.session,
+            sequence: 0,
+            positions: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            fresh: BTreeSet::new(),
+            cursor: None,
+            waiting: None,
+        };
+        if begins {
+            self.sessions.insert(poll.storage, new());
+        }
+        let session = self.sessions.entry(poll.storage).or_insert_with(new);
+        session.sequence = poll.sequence;
+        for place in &poll.dropped {
+            session.positions.remove(place);
+            session.ready.remove(place);
+            session.fresh.remove(place);
+        }
+        for position in poll.positions {
+            let place = (position.topic, position.partition);
+            session.positions.insert(place, position);
+            session.fresh.insert(place);
+        }
+        let wait = Duration::from_millis(poll.max_wait_ms.into()).min(MAX_WAIT);
+        let max_bytes = (poll.max_bytes as usize).min(self.settings.answer_max_bytes);
+        session.waiting = Some(Waiting { token, sequence: poll.sequence, until: now + wait, max_bytes });
+    }
+
+    fn say(&self, poll: &ReplicaFetch, token: Token, outcome: SessionOutcome, out: &mut Vec<Effect<L::Error>>) {
+        let to = Asker { node_epoch: poll.node_epoch, session: poll.session, sequence: poll.sequence };
+        self.tell(to, token, outcome, &[], out);
+    }
+
+    fn tell(
+        &self,
+        to: Asker,
+        token: Token,
+        outcome: SessionOutcome,
+        batches: &[Bytes],
+        out: &mut Vec<Effect<L::Error>>,
+    ) {
+        let Some(Member { cluster, storage, .. }) = self.member else { return };
+        let Asker { node_epoch, session, sequence } = to;
+        let answer = ReplicaAnswer { cluster, storage, node_epoch, session, sequence, outcome };
+        out.push(Effect::Answer { token, message: answer.encode(batches) });
+    }
+
+    /// The node may not lead: whoever polls asks somebody else, or later.
+    pub(super) fn close_sessions(&mut self, out: &mut Vec<Effect<L::Error>>) {
+        for held in std::mem::take(&mut self.sessions).into_values() {
+            let Some(waiting) = held.waiting else { continue };
+            let to = Asker { node_epoch: held.node_epoch, session: held.session, sequence: waiting.sequence };
+            self.tell(to, waiting.token, SessionOutcome::NotServing, &[], out);
+        }
+    }
+
+    pub(super) fn step_sessions(&mut self, now: Monotonic, out: &mut Vec<Effect<L::Error>>) {
+        let nodes: Vec<_> = self.sessions.keys().copied().collect();
+        for node in nodes {
+            self.look_at_positions(now, node, out);
+            let Some(session) = self.sessions.get_mut(&node) else { continue };
+            let Some(waiting) = session.waiting.filter(|waiting| !session.ready.is_empty() || now >= waiting.until)
+            else {
+                continue;
+            };
+            session.waiting = None;
+            let (partitions, batches) = self.gather(now, node, waiting.max_bytes);
+            self.answer_poll(node, waiting, partitions, &batches, out);
+        }
+    }
+
+    /// Counts what the follower says of its disk, and sees whether there is something to say to it.
+    fn look_at_positions(&mut self, now: Monotonic, node: StorageId, out: &mut Vec<Effect<L::Error>>) {
+        let Some(session) = self.sessions.get_mut(&node) else { return };
+        for place in std::mem::take(&mut session.fresh) {
+            let outcome = self.judge(now, node, place);
+            let speaks = match outcome.map(|answer| answer.outcome) {
+                Some(PartitionOutcome::Agrees { .. }) => {
+                    self.asks.insert(place);
+                    self.acknowledge(place, out);
+                    self.lacks_something(node, place)
+                }
+                Some(_) => true,
+                None => false,
+            };
+            if speaks && let Some(session) = self.sessions.get_mut(&node) {
+                session.ready.insert(place);
+            }
+        }
+    }
+
+    fn lacks_something(&self, node: StorageId, place: Place) -> bool {
+        let position = self.sessions.get(&node).and_then(|session| session.positions.get(&place));
+        let end = self.held.get(&place).map(|replica| replica.log.end());
+        position.zip(end).is_some_and(|(position, end)| position.offset < end)
+    }
+
+    /// The leader's verdict on a follower's position, without records. None: it is not in the session.
+    fn judge(&mut self, now: Monotonic, node: StorageId, place: Place) -> Option<PartitionAnswer> {
+        let session = self.sessions.get(&node)?;
+        let position = *session.positions.get(&place)?;
+        let answer = |leader_epoch, outcome| {
+            let ReplicaPosition { topic, partition, offset, last_epoch, .. } = position;
+            Some(PartitionAnswer { topic, partition, leader_epoch, offset, last_epoch, outcome })
+        };
+        let incarnation = ReplicaSession { node_epoch: session.node_epoch, attempt: position.attempt };
+        let Some(replica) = self.held.get_mut(&place) else {
+            return answer(position.leader_epoch, PartitionOutcome::NotLeader);
+        };
+        let Role::Leads(leader) = &mut replica.role else {
+            return answer(position.leader_epoch, PartitionOutcome::NotLeader);
+        };
+        let from = FetchFrom {
+            leader_epoch: position.leader_epoch,
+            offset: position.offset,
+            last_epoch: position.last_epoch,
+            flushed: position.flushed,
+        };
+        let outcome = leader.fetched(now, node, incarnation, &from, replica.log.start(), replica.log.epochs());
+        let outcome = match outcome {
+            Ok(FetchOutcome::Agrees { high_watermark, log_start }) => {
+                PartitionOutcome::Agrees { high_watermark, log_start, bytes: 0 }
+            }
+            Ok(FetchOutcome::Diverged(ours)) => PartitionOutcome::Diverged { epoch: ours.epoch, end: ours.end },
+            Ok(FetchOutcome::OutOfRange { log_start, log_end }) => PartitionOutcome::OutOfRange { log_start, log_end },
+            Err(Refusal::FencedLeaderEpoch { .. }) => PartitionOutcome::FencedLeaderEpoch,
+            Err(Refusal::UnknownLeaderEpoch { .. }) => PartitionOutcome::NotLeader,
+            Err(Refusal::NotAReplica(_) | Refusal::StaleReplica(_)) => PartitionOutcome::NotAReplica,
+        };
+        answer(leader.leader_epoch(), outcome)
+    }
+
+    /// What there is to say, up to so many bytes of records; what does not fit stays for the next poll.
+    fn gather(&mut self, now: Monotonic, node: StorageId, max_bytes: usize) -> (Vec<PartitionAnswer>, Vec<Bytes>) {
+        let places = self.sessions.get(&node).map(Session::in_turn).unwrap_or_default();
+        let (mut partitions, mut batches, mut left) = (Vec::new(), Vec::new(), max_bytes);
+        for place in places {
+            if left == 0 {
+                break;
+            }
+            let Some(mut answer) = self.judge(now, node, place) else { continue };
+            if let PartitionOutcome::Agrees { bytes, .. } = &mut answer.outcome {
+                // The first partition gets its batch whatever its size, the others only what is left.
+                let records = self.records(node, place, left, batches.is_empty());
+                match records {
+                    Ok(records) => {
+                        *bytes = records.len() as u32;
+                        left = left.saturating_sub(records.len());
+                        batches.push(records);
+                    }
+                    Err(()) => answer.outcome = PartitionOutcome::StorageError,
+                }
+            }
+            let Some(session) = self.sessions.get_mut(&node) else { break };
+            session.ready.remove(&place);
+            session.cursor = Some(place);
+            partitions.push(answer);
+        }
+        (partitions, batches)
+    }
+
+    fn records(&self, node: StorageId, place: Place, max_bytes: usize, first: bool) -> Result<Bytes, ()> {
+        let position = self.sessions.get(&node).and_then(|session| session.positions.get(&place));
+        let (Some(position), Some(replica)) = (position, self.held.get(&place)) else { return Ok(Bytes::new()) };
+        if position.offset >= replica.log.end() {
+            return Ok(Bytes::new());
+        }
+        let records = replica.log.read(position.offset, max_bytes).map_err(|_| ())?;
+        if records.len() > max_bytes && !first { Ok(Bytes::new()) } else { Ok(records) }
+    }
+
+    fn answer_poll(
+        &self,
+        node: StorageId,
+        waiting: Waiting,
+        partitions: Vec<PartitionAnswer>,
+        batches: &[Bytes],
+        out: &mut Vec<Effect<L::Error>>,
+    ) {
+        let Some(session) = self.sessions.get(&node) else { return };
+        let (node_epoch, session) = (session.node_epoch, session.session);
+        let to = Asker { node_epoch, session, sequence: waiting.sequence };
+        self.tell(to, waiting.token, SessionOutcome::Partitions(partitions), batches, out);
+    }
+
+    /// Tells the sessions of those who lack what the leader has now.
+    pub(super) fn tell_followers(&mut self, place: Place, end: Offset) {
+        for session in self.sessions.values_mut() {
+            if session.positions.get(&place).is_some_and(|position| position.offset < end) {
+                session.has_more(place);
+            }
+        }
+    }
+}

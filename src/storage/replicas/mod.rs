@@ -1,0 +1,188 @@
+//! The replicas of one storage node: which of them lead and which follow, what followers are sent, and who is acknowledged.
+//!
+//! No async, no clock, no bus: an input and the time go in, effects come out. Logs are written through [`Log`], whose real
+//! implementation writes files; only their flushing is an effect, so that one flush serves many partitions.
+//!
+//! Split by concern: `assign` takes what the metadata says, `follow` polls leaders, `lead` answers followers, `clients`
+//! appends and acknowledges, `in_sync` asks the controller.
+
+mod api;
+mod assign;
+mod clients;
+mod follow;
+mod in_sync;
+mod lead;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use api::{Acks, AppendError, Assignment, Effect, InSyncWish, Input, Log, LogEnd, Member, Peer, Place, Settings};
+
+use crate::replication::{Follower, Leader};
+use crate::storage::core::{Call, Token};
+use crate::types::{Monotonic, Offset, StorageId};
+use follow::Link;
+use lead::Session;
+
+/// Who waits for a client's acknowledgement, and the first offset of its records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Waiter {
+    token: Token,
+    first: Offset,
+}
+
+#[derive(Debug)]
+enum Role {
+    Leads(Box<Leader<Waiter>>),
+    Follows(Follower),
+    /// There is no leader, or it is not known who.
+    Waits,
+}
+
+#[derive(Debug)]
+struct Replica<L> {
+    log: L,
+    flushed: Offset,
+    /// How often the log was cut off.
+    generation: u64,
+    high_watermark: Offset,
+    assignment: Assignment,
+    role: Role,
+    /// With `acks=1`: what waits for this disk alone.
+    local: Vec<(Offset, Waiter)>,
+}
+
+/// The replicas' engine of one node.
+pub struct Replicas<L: Log> {
+    settings: Settings,
+    member: Option<Member>,
+    peers: BTreeMap<StorageId, Peer>,
+    may_lead: bool,
+    held: BTreeMap<Place, Replica<L>>,
+    /// To those whom this node follows.
+    links: BTreeMap<StorageId, Link>,
+    /// Of those who follow this node.
+    sessions: BTreeMap<StorageId, Session>,
+    /// Written, and no flush asked for yet.
+    unflushed: BTreeSet<Place>,
+    /// Led, and to be looked at: somebody may join or leave the in-sync replicas.
+    asks: BTreeSet<Place>,
+    /// Led, and some follower lacks something.
+    behind: BTreeSet<Place>,
+    lag_check_at: Monotonic,
+    next_call: u64,
+}
+
+impl<L: Log> Replicas<L> {
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            member: None,
+            peers: BTreeMap::new(),
+            may_lead: false,
+            held: BTreeMap::new(),
+            links: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            unflushed: BTreeSet::new(),
+            asks: BTreeSet::new(),
+            behind: BTreeSet::new(),
+            lag_check_at: Monotonic(0),
+            next_call: 0,
+        }
+    }
+
+    /// Takes inputs in the order in which they came. Many may be given before [`Self::step`], which sees to what they led to.
+    pub fn take(&mut self, now: Monotonic, input: Input<L>, out: &mut Vec<Effect<L::Error>>) {
+        match input {
+            Input::Member(member) => self.set_member(member),
+            Input::Peers(peers) => self.set_peers(peers),
+            Input::Assigned { place, assignment, log } => self.assign(now, place, assignment, log, out),
+            Input::Unassigned(place) => self.unassign(place, out),
+            Input::MayLead(may) => self.set_may_lead(may, out),
+            Input::Disconnected => self.links.values_mut().for_each(|link| link.reset(now)),
+            Input::Poll { payload, token } => self.poll(now, &payload, token, out),
+            Input::PollAnswer { call, result } => self.poll_answer(now, call, result, out),
+            Input::Append { place, batch, acks, token, now: wall } => {
+                self.append(now, place, batch, acks, token, wall, out);
+            }
+            Input::Flushed(logs) => self.flushed(logs, out),
+            Input::InSyncAnswer { place, leader_epoch, on_top_of, granted } => {
+                self.in_sync_answer(place, leader_epoch, on_top_of, granted);
+            }
+            Input::Tick => {}
+        }
+    }
+
+    /// Does what the inputs since the last step call for: one flush, one request to the controller, polls and answers.
+    pub fn step(&mut self, now: Monotonic, out: &mut Vec<Effect<L::Error>>) {
+        self.step_flush(out);
+        self.step_sessions(now, out);
+        self.step_links(now, out);
+        self.step_in_sync(now, out);
+    }
+
+    /// When [`Self::step`] is needed although nothing came in.
+    pub fn next_deadline(&self) -> Option<Monotonic> {
+        let lag = (!self.behind.is_empty()).then_some(self.lag_check_at);
+        let sessions = self.sessions.values().filter_map(Session::deadline);
+        let links = self.links.values().filter_map(Link::deadline);
+        sessions.chain(links).chain(lag).min()
+    }
+
+    /// Up to where consumers may read this partition here: None where it is not led here, or that is not known yet.
+    pub fn visible(&self, place: Place) -> Option<Offset> {
+        match &self.held.get(&place)?.role {
+            Role::Leads(leader) if self.may_lead => leader.visible(),
+            Role::Leads(_) | Role::Follows(_) | Role::Waits => None,
+        }
+    }
+
+    pub fn log(&self, place: Place) -> Option<&L> {
+        Some(&self.held.get(&place)?.log)
+    }
+
+    fn call(&mut self) -> Call {
+        self.next_call += 1;
+        Call(self.next_call)
+    }
+
+    fn step_flush(&mut self, out: &mut Vec<Effect<L::Error>>) {
+        let places = std::mem::take(&mut self.unflushed);
+        let end = |place| {
+            let replica = self.held.get(&place)?;
+            Some(LogEnd { place, end: replica.log.end(), generation: replica.generation })
+        };
+        let logs: Vec<_> = places.into_iter().filter_map(end).collect();
+        if !logs.is_empty() {
+            out.push(Effect::Flush(logs));
+        }
+    }
+
+    fn flushed(&mut self, logs: Vec<LogEnd>, out: &mut Vec<Effect<L::Error>>) {
+        for LogEnd { place, end, generation } in logs {
+            let held = self.held.get_mut(&place);
+            let Some(replica) = held.filter(|replica| replica.generation == generation) else { continue };
+            replica.flushed = replica.flushed.max(end);
+            match &mut replica.role {
+                Role::Leads(leader) => {
+                    leader.flushed(replica.flushed);
+                    self.acknowledge(place, out);
+                }
+                Role::Follows(follower) => {
+                    let leader = follower.leader();
+                    if let Some(link) = self.links.get_mut(&leader) {
+                        link.flushed(place, replica.flushed >= replica.log.end());
+                    }
+                }
+                Role::Waits => {}
+            }
+        }
+    }
+
+    /// The log failed: nobody may count on it.
+    fn fail(&mut self, place: Place, error: L::Error, out: &mut Vec<Effect<L::Error>>) {
+        self.unassign(place, out);
+        out.push(Effect::Failed { place, error });
+    }
+}
