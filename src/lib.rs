@@ -8,6 +8,7 @@ pub mod controller;
 pub mod disk;
 pub mod log;
 pub mod metadata;
+pub mod process;
 pub mod replication;
 pub mod storage;
 pub mod types;

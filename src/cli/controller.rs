@@ -8,9 +8,6 @@ use super::{Outcome, process};
 use crate::controller;
 use crate::types::ControllerId;
 
-/// The most bytes of one message of the history: below NATS's default `max_payload` of 1 MiB, with room for an envelope.
-const MESSAGE_LIMIT: usize = 960 << 10;
-
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Which metadata service of services.json it is
@@ -37,7 +34,8 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
         history_probe: millis(settings.history_probe_ms),
         snapshot_every_entries: settings.snapshot_every_entries,
         snapshot_every_bytes: settings.snapshot_every_bytes,
-        message_limit: MESSAGE_LIMIT,
+        // What the server takes is all that limits it.
+        message_limit: usize::MAX,
     };
     let options = controller::Options {
         id: args.id,
