@@ -154,7 +154,12 @@ impl LogDirectory {
                 let result = all.sync();
                 // Whose page was lost is not said, so it is everybody's loss.
                 let again = |error: &io::Error| io::Error::new(error.kind(), error.to_string());
-                many.iter().map(|_| result.as_ref().map(|()| ()).map_err(again)).collect()
+                many.iter()
+                    .map(|_| match &result {
+                        Ok(()) => Ok(()),
+                        Err(error) => Err(again(error)),
+                    })
+                    .collect()
             }
             (_, several) => std::thread::scope(|scope| {
                 let threads: Vec<_> = several.iter().map(|(_, ticket)| scope.spawn(|| ticket.run())).collect();

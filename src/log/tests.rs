@@ -339,7 +339,7 @@ fn compaction_keeps_the_last_record_of_each_key_with_its_offset() {
     log.append(&keyed(&[("k0", None), ("k1", Some("last"))]), EPOCH, NOW).unwrap();
     let before = records_from(&log, Offset::ZERO);
     log.roll().unwrap();
-    assert_eq!(log.compact(NOW, Offset(100), 1_000).unwrap().is_partial, false);
+    assert!(!log.compact(NOW, Offset(100), 1_000).unwrap().is_partial);
     assert!(log.first_dirty() <= Offset(100), "not beyond the high watermark");
     log.compact(NOW, ALL, 1_000).unwrap();
     let last = |key: &Option<Bytes>| before.iter().rev().find(|record| record.key == *key).cloned().unwrap();
