@@ -4,7 +4,7 @@
 //! - opening ten thousand idle partitions, and the memory that they take;
 //! - a look at reading it all back.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -41,7 +41,7 @@ fn resident_bytes() -> u64 {
     text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
 }
 
-fn throughput(dir: &PathBuf, topic: TopicId, partitions: u32, batches_per_commit: usize, total_bytes: usize) {
+fn throughput(dir: &Path, topic: TopicId, partitions: u32, batches_per_commit: usize, total_bytes: usize) {
     let node = LogDirectory::open(dir.join(format!("p{partitions}")), Arc::new(RealDisk), DEFAULT_OPEN_FILES)
         .expect("open the directory");
     let open = |partition| node.open_log(id("bench", partition), topic, LogConfig::default(), NOW).expect("open a log");
@@ -83,7 +83,7 @@ fn throughput(dir: &PathBuf, topic: TopicId, partitions: u32, batches_per_commit
     println!("{:>6} partitions read back: {:.0} MB/s", partitions, bytes as f64 / began.elapsed().as_secs_f64() / 1e6);
 }
 
-fn idle(dir: &PathBuf, topic: TopicId, partitions: u32) {
+fn idle(dir: &Path, topic: TopicId, partitions: u32) {
     let open_all = |began: Instant| {
         let node = LogDirectory::open(dir.join("idle"), Arc::new(RealDisk), DEFAULT_OPEN_FILES).expect("open");
         let open =

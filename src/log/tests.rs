@@ -485,6 +485,39 @@ fn a_full_disk_while_a_segment_is_begun_is_no_harm() {
 }
 
 #[test]
+fn a_segment_that_could_not_be_begun_leaves_nothing_behind() {
+    let disk = SimDisk::new(24);
+    let mut log = open(&disk, config());
+    while log.size_bytes() + 160 < config().segment_bytes {
+        fill(&mut log, 1);
+    }
+    // The producers' snapshot fits, and the epochs: the sync of the new segment's name is what fails.
+    log.checkpoint().unwrap();
+    disk.fail_dir_syncs(1);
+    assert!(log.append(&numbered(0), EPOCH, NOW).is_err());
+    let end = log.end();
+    let small = log.append(&batch_at(NOW, &["fits"]), EPOCH, NOW).unwrap();
+    assert_eq!((small.base_offset, log.segment_count()), (end, 1));
+    log.sync().unwrap();
+    disk.crash();
+    let log = open(&disk, config());
+    assert_eq!(records_from(&log, end).len(), 1);
+}
+
+#[test]
+fn a_log_that_is_opened_again_is_synced_before_it_counts_as_durable() {
+    let disk = SimDisk::new(25);
+    let node = LogDirectory::open("/logs".into(), Arc::new(disk.clone()), 8).unwrap();
+    let mut log = node.open_log(id(), TOPIC, config(), NOW).unwrap();
+    fill(&mut log, 10);
+    drop(log);
+    let log = node.open_log(id(), TOPIC, config(), NOW).unwrap();
+    assert_eq!(log.synced_end(), Offset(10));
+    disk.crash();
+    assert_eq!(open(&disk, config()).end(), Offset(10));
+}
+
+#[test]
 fn after_a_failed_sync_nothing_more_is_taken() {
     let disk = SimDisk::new(22);
     let mut log = open(&disk, config());
