@@ -1,10 +1,10 @@
-//! What the log costs on this disk: `cargo run --release --example log_bench -- DIR`. Ratios count; the times are the machine's.
+//! What the log costs on this disk: `cargo run --release --example log_bench -- DIR [idle]`. Ratios count; the times are the machine's.
 //!
 //! - the same bytes into few and into many partitions, each commit by `LogDirectory::commit`;
 //! - opening ten thousand idle partitions, and the memory that they take;
 //! - a look at reading it all back.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -41,7 +41,7 @@ fn resident_bytes() -> u64 {
     text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
 }
 
-fn throughput(dir: &PathBuf, topic: TopicId, partitions: u32, batches_per_commit: usize, total_bytes: usize) {
+fn throughput(dir: &Path, topic: TopicId, partitions: u32, batches_per_commit: usize, total_bytes: usize) {
     let node = LogDirectory::open(dir.join(format!("p{partitions}")), Arc::new(RealDisk), DEFAULT_OPEN_FILES)
         .expect("open the directory");
     let open = |partition| node.open_log(id("bench", partition), topic, LogConfig::default(), NOW).expect("open a log");
@@ -83,7 +83,7 @@ fn throughput(dir: &PathBuf, topic: TopicId, partitions: u32, batches_per_commit
     println!("{:>6} partitions read back: {:.0} MB/s", partitions, bytes as f64 / began.elapsed().as_secs_f64() / 1e6);
 }
 
-fn idle(dir: &PathBuf, topic: TopicId, partitions: u32) {
+fn idle(dir: &Path, topic: TopicId, partitions: u32) {
     let open_all = |began: Instant| {
         let node = LogDirectory::open(dir.join("idle"), Arc::new(RealDisk), DEFAULT_OPEN_FILES).expect("open");
         let open =
@@ -99,10 +99,8 @@ fn idle(dir: &PathBuf, topic: TopicId, partitions: u32) {
     node.commit(&mut logs.iter_mut().collect::<Vec<_>>()).into_iter().for_each(|result| result.expect("commit"));
     drop((node, logs));
     println!("after a kill:");
-    let before = resident_bytes();
     let (node, mut logs) = open_all(Instant::now());
-    let taken = resident_bytes().saturating_sub(before);
-    println!("{partitions:>6} partitions take {:.1} MB, {} files open", taken as f64 / 1e6, node.files().open_count());
+    println!("{:.1} MB resident, {} files open", resident_bytes() as f64 / 1e6, node.files().open_count());
     let began = Instant::now();
     logs.iter_mut().for_each(|log| log.checkpoint().expect("checkpoint"));
     println!("{partitions:>6} checkpoints in {:.2} s", began.elapsed().as_secs_f64());
@@ -117,6 +115,9 @@ fn main() {
         return;
     };
     let topic = TopicId("11111111-2222-4333-8444-555555555555".parse().expect("a good id"));
+    if std::env::args().nth(2).is_some_and(|only| only == "idle") {
+        return idle(&dir, topic, 10_000);
+    }
     for round in 0..3 {
         for partitions in [1, 12, 1_000] {
             throughput(&dir.join(format!("round-{round}")), topic, partitions, 64, 256 << 20);

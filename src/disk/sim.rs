@@ -42,6 +42,7 @@ struct State {
     crash_at: Option<u64>,
     capacity: Option<u64>,
     syncs_to_fail: u32,
+    dir_syncs_to_fail: u32,
     counts: Counts,
 }
 
@@ -105,6 +106,7 @@ impl SimDisk {
             crash_at: None,
             capacity: None,
             syncs_to_fail: 0,
+            dir_syncs_to_fail: 0,
             counts: Counts::default(),
         };
         Self { state: Arc::new(Mutex::new(state)) }
@@ -147,6 +149,11 @@ impl SimDisk {
     /// The next syncs of files fail, and leave open what they did.
     pub fn fail_syncs(&self, count: u32) {
         self.lock().syncs_to_fail = count;
+    }
+
+    /// The next syncs of folders fail, and leave open what they did.
+    pub fn fail_dir_syncs(&self, count: u32) {
+        self.lock().dir_syncs_to_fail = count;
     }
 
     /// Flips a bit, as a bad disk does. Whether there is such a byte.
@@ -210,6 +217,7 @@ impl State {
         self.crashed = false;
         self.crash_at = None;
         self.syncs_to_fail = 0;
+        self.dir_syncs_to_fail = 0;
     }
 
     /// One step, unless the machine has stopped.
@@ -376,6 +384,10 @@ impl Disk for SimDisk {
         let mut state = self.lock();
         state.step()?;
         state.counts.dir_syncs += 1;
+        if state.dir_syncs_to_fail > 0 {
+            state.dir_syncs_to_fail -= 1;
+            return Err(io::Error::other("the simulated disk failed to sync a folder"));
+        }
         let (synced, rest) = std::mem::take(&mut state.unsynced).into_iter().partition(|change| change.is_in(dir));
         state.unsynced = rest;
         let synced: Vec<NameChange> = synced;

@@ -3,9 +3,10 @@
 //! A commit is per node. Few dirty logs are synced each by itself, beside each other; many by one sync of their file system,
 //! whose cost does not grow with their number.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checkpoint::{self, CLEANED, CheckpointError, LOG_STARTS, Offsets, PARTITION_METADATA};
 use super::partition::{Log, LogConfig, OpenOptions, SyncTicket};
@@ -23,6 +24,8 @@ pub struct LogDirectory {
     file_system: Option<Box<dyn FileSystem>>,
     starts: Offsets,
     cleaned: Offsets,
+    /// What was opened before: what it was given since is not durable for having been synced at the start.
+    opened: Mutex<BTreeSet<TopicPartition>>,
 }
 
 /// A partition's directory, as it was found.
@@ -52,7 +55,7 @@ impl LogDirectory {
             all.sync().map_err(io_error("sync the file system of", &dir))?;
         }
         let (starts, cleaned) = (read_offsets(&*disk, &dir, LOG_STARTS)?, read_offsets(&*disk, &dir, CLEANED)?);
-        Ok(Self { dir, files: Files::new(disk, open_files), file_system, starts, cleaned })
+        Ok(Self { dir, files: Files::new(disk, open_files), file_system, starts, cleaned, opened: Mutex::default() })
     }
 
     pub fn files(&self) -> &Arc<Files> {
@@ -88,11 +91,12 @@ impl LogDirectory {
     ) -> Result<Log, LogError> {
         let key = (id.topic.to_string(), id.partition);
         let known = |offsets: &Offsets| offsets.get(&key).copied().unwrap_or_default();
+        let is_first = self.opened.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
         let options = OpenOptions {
             topic,
             log_start: known(&self.starts),
             cleaned: known(&self.cleaned),
-            is_synced: self.file_system.is_some(),
+            is_synced: is_first && self.file_system.is_some(),
         };
         Log::open(id.clone(), self.dir.join(id.to_string()), config, self.files.clone(), options, now_ms)
     }
@@ -154,7 +158,12 @@ impl LogDirectory {
                 let result = all.sync();
                 // Whose page was lost is not said, so it is everybody's loss.
                 let again = |error: &io::Error| io::Error::new(error.kind(), error.to_string());
-                many.iter().map(|_| result.as_ref().map(|()| ()).map_err(again)).collect()
+                many.iter()
+                    .map(|_| match &result {
+                        Ok(()) => Ok(()),
+                        Err(error) => Err(again(error)),
+                    })
+                    .collect()
             }
             (_, several) => std::thread::scope(|scope| {
                 let threads: Vec<_> = several.iter().map(|(_, ticket)| scope.spawn(|| ticket.run())).collect();

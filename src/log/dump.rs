@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -199,9 +199,4 @@ fn read_batch(file: &dyn ReadFile, position: u64, header: &BatchHeader) -> io::R
 fn base_of(path: &Path) -> Offset {
     let name = path.file_name().and_then(|name| name.to_str());
     name.and_then(segment::parse_name).map_or(Offset::ZERO, |(base, _)| base)
-}
-
-/// The segment that an index is of.
-pub fn segment_beside(path: &Path) -> PathBuf {
-    path.with_extension(LOG)
 }

@@ -339,7 +339,7 @@ fn compaction_keeps_the_last_record_of_each_key_with_its_offset() {
     log.append(&keyed(&[("k0", None), ("k1", Some("last"))]), EPOCH, NOW).unwrap();
     let before = records_from(&log, Offset::ZERO);
     log.roll().unwrap();
-    assert_eq!(log.compact(NOW, Offset(100), 1_000).unwrap().is_partial, false);
+    assert!(!log.compact(NOW, Offset(100), 1_000).unwrap().is_partial);
     assert!(log.first_dirty() <= Offset(100), "not beyond the high watermark");
     log.compact(NOW, ALL, 1_000).unwrap();
     let last = |key: &Option<Bytes>| before.iter().rev().find(|record| record.key == *key).cloned().unwrap();
@@ -482,6 +482,39 @@ fn a_full_disk_while_a_segment_is_begun_is_no_harm() {
         disk.crash();
         assert_eq!(records_from(&open(&disk, config()), Offset::ZERO).len() as i64, end.0 + appended + 30);
     }
+}
+
+#[test]
+fn a_segment_that_could_not_be_begun_leaves_nothing_behind() {
+    let disk = SimDisk::new(24);
+    let mut log = open(&disk, config());
+    while log.size_bytes() + 160 < config().segment_bytes {
+        fill(&mut log, 1);
+    }
+    // The producers' snapshot fits, and the epochs: the sync of the new segment's name is what fails.
+    log.checkpoint().unwrap();
+    disk.fail_dir_syncs(1);
+    assert!(log.append(&numbered(0), EPOCH, NOW).is_err());
+    let end = log.end();
+    let small = log.append(&batch_at(NOW, &["fits"]), EPOCH, NOW).unwrap();
+    assert_eq!((small.base_offset, log.segment_count()), (end, 1));
+    log.sync().unwrap();
+    disk.crash();
+    let log = open(&disk, config());
+    assert_eq!(records_from(&log, end).len(), 1);
+}
+
+#[test]
+fn a_log_that_is_opened_again_is_synced_before_it_counts_as_durable() {
+    let disk = SimDisk::new(25);
+    let node = LogDirectory::open("/logs".into(), Arc::new(disk.clone()), 8).unwrap();
+    let mut log = node.open_log(id(), TOPIC, config(), NOW).unwrap();
+    fill(&mut log, 10);
+    drop(log);
+    let log = node.open_log(id(), TOPIC, config(), NOW).unwrap();
+    assert_eq!(log.synced_end(), Offset(10));
+    disk.crash();
+    assert_eq!(open(&disk, config()).end(), Offset(10));
 }
 
 #[test]

@@ -187,8 +187,16 @@ impl Log {
         }
         let dir = self.dir.clone();
         let created = Segment::create(&self.files, &dir, base);
-        let segment = created.map_err(self.io("create a segment in", &dir))?;
-        self.files.disk().sync_dir(&dir).map_err(self.io("sync", &dir))?;
+        let created = created.and_then(|segment| self.files.disk().sync_dir(&dir).map(|()| segment));
+        let segment = match created {
+            Ok(segment) => segment,
+            Err(error) => {
+                // A smaller batch may still fit into the old segment: nothing may stand there that looks like the next one.
+                let removed = Segment::empty(base).remove(&self.files, &dir);
+                let error = self.io("create a segment in", &dir)(error);
+                return Err(if removed.is_ok() { error } else { self.poison(error) });
+            }
+        };
         self.files.forget(&self.path(self.active().base, LOG));
         self.segments.insert(base, segment);
         self.end = base;
