@@ -9,6 +9,7 @@ DMQ := target/debug/dmq
 CONTROLLERS ?= 3
 STORAGE ?= 3
 DATA ?= .dev
+BENCH ?= metadata failover heartbeats scale idle
 
 .PHONY: help
 help: ## Say what there is
@@ -28,11 +29,25 @@ test: ## Run every test that needs no Docker (ARGS='--test harness' for some)
 build: ## Build the binary that the figures are measured with: target/release/dmq
 	cargo build --locked --release
 
+.PHONY: bench
+bench: build ## Measure all figures of docs/benchmarks.md, one after the other (BENCH='idle scale' for some, ARGS=...)
+	@server=$$(python3 tools/nats-server.py) && for bench in $(BENCH); do \
+		(set -x; target/release/dmq bench $$bench --nats-server "$$server" $(ARGS)) || missed="$$missed $$bench"; \
+	done; [ -z "$$missed" ] || { echo "a target was missed, or the run failed, in:$$missed"; exit 1; }
+
 .PHONY: verify
 verify: ## Check formatting, lints and documentation; write nothing
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+
+FUZZ := batch_header records index checkpoints producer_snapshot
+SECONDS_EACH ?= 60
+
+.PHONY: fuzz
+fuzz: ## Feed every decoder of a log's files at random (SECONDS_EACH=60); needs a C++ compiler
+	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+	for target in $(FUZZ); do cargo fuzz run --sanitizer none $$target -- -max_total_time=$(SECONDS_EACH) || exit 1; done
 
 .PHONY: fix
 fix: ## Mend what formatting and lints can mend

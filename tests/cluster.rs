@@ -2,8 +2,11 @@
 
 mod support;
 
+use std::process::Stdio;
+
 use serde_json::Value;
 use support::cluster::Cluster;
+use support::nats::{NatsOptions, NatsServer};
 
 fn leaders(topic: &Value) -> Vec<Option<u64>> {
     topic["partitions"].as_array().unwrap().iter().map(|partition| partition["leader"].as_u64()).collect()
@@ -123,4 +126,52 @@ fn a_retry_gets_the_same_answer_and_others_are_told_what_is_wrong() {
         let error = cluster.run(line).expect_err(line);
         assert!(error.contains(words), "{error}");
     }
+}
+
+fn server_of(max_payload: &str) -> NatsServer {
+    let extra = format!("max_payload: {max_payload}");
+    NatsServer::start_with(&NatsOptions { extra, ..NatsOptions::default() })
+}
+
+#[test]
+fn a_topic_larger_than_a_message_is_split_and_never_seen_half_done() {
+    let mut cluster = Cluster::start_on(server_of("64KB"), 2, 2, &[]);
+    let before = cluster.await_healthy();
+    let create = "topic create big --partitions 20000 --replication-factor 2 --wait 0s --timeout 9s --output json";
+    let mut creating = cluster.command().args(create.split(' ')).stdout(Stdio::piped()).spawn().unwrap();
+    let partitions = |cluster: &Cluster| {
+        let list = cluster.run("topic list").unwrap();
+        list["topics"].as_array().unwrap().first().map(|topic| topic["partitions"].as_u64().unwrap())
+    };
+    while creating.try_wait().unwrap().is_none() {
+        let seen = partitions(&cluster);
+        assert!(matches!(seen, None | Some(20_000)), "half done: {seen:?}");
+    }
+    let made = creating.wait_with_output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let made: Value = serde_json::from_slice(&made.stdout).unwrap();
+    cluster.await_that("all nodes have it", || {
+        let status = cluster.run("cluster status")?;
+        let nodes = status["storageNodes"].as_array().unwrap();
+        let all_have = nodes.iter().all(|node| node["version"].as_u64() >= made["version"].as_u64());
+        if all_have { Ok(()) } else { Err(status.to_string()) }
+    });
+    let messages = made["version"].as_u64().unwrap() - before["version"].as_u64().unwrap();
+    assert!(messages > 1, "{messages} messages");
+    // Whoever takes over has all of it, and a node that comes back joins all of it, by requests that fit.
+    let active = before["controller"]["id"].as_u64().unwrap() as usize;
+    cluster.controllers[active].kill();
+    cluster.storage[0].kill();
+    cluster.storage[0] = cluster.node(0);
+    let status = cluster.await_healthy();
+    assert_eq!((&status["partitions"], partitions(&cluster)), (&20_000.into(), Some(20_000)), "{status}");
+}
+
+#[test]
+fn a_server_that_takes_too_small_messages_is_refused_with_words() {
+    let nats = server_of("32KB");
+    let cluster = Cluster::start_on(nats, 0, 0, &[]);
+    let output = cluster.command().args(["controller", "--id", "0", "--data", "controller-0"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("raise max_payload"), "{said}");
 }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use dmq::client::Admin;
 use dmq::config::{NatsSettings, Services};
 use dmq::controller::core::Settings;
-use dmq::controller::{ControllerError, Options, run_until};
+use dmq::controller::{Options, run_until};
+use dmq::process::ProcessError;
 use dmq::storage::{Data, Subjects};
 use dmq::types::{ControllerId, Position, StorageId, Version};
 use dmq::wire::admin::{ClusterStatus, TopicCreate, TopicList};
@@ -24,12 +25,12 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const SESSION: Duration = Duration::from_millis(1000);
 const LEASE: Duration = Duration::from_millis(1500);
 
-struct Running<E> {
+struct Running {
     shutdown: mpsc::Sender<()>,
-    task: JoinHandle<Result<(), E>>,
+    task: JoinHandle<Result<(), ProcessError>>,
 }
 
-impl<E: std::fmt::Debug + Send + 'static> Running<E> {
+impl Running {
     /// As SIGTERM does it.
     async fn stop(self) {
         self.shutdown.send(()).await.expect("it runs");
@@ -77,11 +78,11 @@ impl Cluster {
         }
     }
 
-    fn controller(&self, id: u32) -> Running<ControllerError> {
+    fn controller(&self, id: u32) -> Running {
         self.controller_in(id, &self.path(&format!("controller-{id}")))
     }
 
-    fn controller_in(&self, id: u32, data: &Path) -> Running<ControllerError> {
+    fn controller_in(&self, id: u32, data: &Path) -> Running {
         let (shutdown, told) = mpsc::channel(2);
         let settings = Settings {
             heartbeat_interval: Duration::from_millis(100),
@@ -108,7 +109,7 @@ impl Cluster {
         Running { shutdown, task: tokio::spawn(run_until(options, told)) }
     }
 
-    fn storage(&self, id: u32) -> Running<dmq::storage::StorageError> {
+    fn storage(&self, id: u32) -> Running {
         let (shutdown, told) = mpsc::channel(2);
         let settings = dmq::storage::core::Settings {
             heartbeat_interval: Duration::from_millis(100),
@@ -298,7 +299,7 @@ async fn a_controller_goes_on_from_its_disk_after_a_restart() {
     again.stop().await;
     let other = cluster.controller_in(7, &cluster.path("controller-0"));
     let error = timeout(DEADLINE, other.task).await.unwrap().unwrap().unwrap_err();
-    assert!(matches!(error, ControllerError::OtherId { .. }), "{error}");
+    assert!(matches!(error, ProcessError::OtherId { .. }), "{error}");
     node.kill().await;
 }
 

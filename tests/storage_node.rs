@@ -10,8 +10,9 @@ use async_nats::{Client, Message, Subscriber};
 use bytes::Bytes;
 use dmq::config::Services;
 use dmq::metadata::{Entry, History, NodeState, Record, encode_change};
+use dmq::process::ProcessError;
 use dmq::storage::core::Settings;
-use dmq::storage::{Data, Options, StorageError, Subjects, run_until};
+use dmq::storage::{Data, Options, Subjects, run_until};
 use dmq::types::*;
 use dmq::wire::admin::{NodeRegister, NodeRegistered};
 use dmq::wire::*;
@@ -27,11 +28,11 @@ const NODE: StorageId = StorageId(4);
 
 struct Running {
     shutdown: mpsc::Sender<()>,
-    task: JoinHandle<Result<(), StorageError>>,
+    task: JoinHandle<Result<(), ProcessError>>,
 }
 
 impl Running {
-    async fn ended(self) -> Result<(), StorageError> {
+    async fn ended(self) -> Result<(), ProcessError> {
         timeout(DEADLINE, self.task).await.expect("it ends in time").expect("it does not panic")
     }
 }

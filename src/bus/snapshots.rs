@@ -40,7 +40,7 @@ impl Default for SnapshotsConfig {
     }
 }
 
-/// Bytes per message, and so what one transfer holds in memory several times over.
+/// Bytes per message where the server takes so many, and so what one transfer holds in memory several times over.
 const CHUNK: usize = 128 * 1024;
 
 /// The bucket, over one connection.
@@ -113,7 +113,8 @@ impl Snapshots {
     /// the object then is the old one or the new one.
     pub async fn put(&self, name: &str, data: impl AsyncRead + Unpin) -> Result<u64, BusError> {
         let store = self.store().await?;
-        let meta = ObjectMetadata { name: name.to_owned(), chunk_size: Some(CHUNK), ..ObjectMetadata::default() };
+        let chunk = CHUNK.min(self.client.max_payload());
+        let meta = ObjectMetadata { name: name.to_owned(), chunk_size: Some(chunk), ..ObjectMetadata::default() };
         // Each step inside ends by the context's timeout, and a reader may take its time.
         let mut data = data;
         let stored = store.put(meta, &mut data).await.map_err(|error| match error.kind() {

@@ -8,9 +8,6 @@ use super::{Outcome, process};
 use crate::controller;
 use crate::types::ControllerId;
 
-/// The most bytes of one message of the history: below NATS's default `max_payload` of 1 MiB, with room for an envelope.
-const MESSAGE_LIMIT: usize = 960 << 10;
-
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Which metadata service of services.json it is
@@ -23,7 +20,7 @@ pub struct Args {
 
 pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
     let settings = process::settings(global)?;
-    process::log(&settings);
+    process::log(&settings)?;
     let named = process::services(&settings)?;
     let millis = Duration::from_millis;
     let core = controller::core::Settings {
@@ -37,7 +34,8 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
         history_probe: millis(settings.history_probe_ms),
         snapshot_every_entries: settings.snapshot_every_entries,
         snapshot_every_bytes: settings.snapshot_every_bytes,
-        message_limit: MESSAGE_LIMIT,
+        // What the server takes is all that limits it.
+        message_limit: usize::MAX,
     };
     let options = controller::Options {
         id: args.id,
@@ -48,6 +46,7 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
         replicas: settings.stream_replicas,
         services: named.services.clone(),
     };
-    controller::run(options).await?;
+    // Among its own tasks: on the main thread, each message would cost a switch of threads.
+    tokio::spawn(controller::run(options)).await??;
     Ok(Outcome::Fine)
 }

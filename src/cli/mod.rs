@@ -9,6 +9,7 @@ mod controller;
 mod dev;
 mod global;
 mod hint;
+mod log;
 mod metadata;
 mod node;
 mod output;
@@ -66,6 +67,9 @@ enum Command {
     Metadata(metadata::Command),
     /// Measure what the metadata half costs on this machine, on processes of its own
     Bench(bench::Args),
+    /// Look at the files of a partition's log
+    #[command(subcommand)]
+    Log(log::Command),
     /// Print completions for a shell
     Completions(completions::Args),
 }
@@ -82,7 +86,8 @@ impl Command {
     /// Whether it goes on until somebody stops it.
     fn lasts(&self) -> bool {
         match self {
-            Self::Controller(_) | Self::Storage(_) | Self::Bench(_) => true,
+            // A large file takes its time.
+            Self::Controller(_) | Self::Storage(_) | Self::Bench(_) | Self::Log(_) => true,
             Self::Dev(args) => args.lasts(),
             Self::Metadata(command) => command.lasts(),
             Self::Topic(_) | Self::Node(_) | Self::Services(_) | Self::Cluster(_) | Self::Completions(_) => false,
@@ -100,6 +105,7 @@ impl Command {
             Self::Cluster(command) => command.run(global, out).await,
             Self::Metadata(command) => command.run(global, out).await,
             Self::Bench(args) => bench::run(args, out).await,
+            Self::Log(command) => command.run(out),
             Self::Completions(args) => completions::run(&args, out),
         }
     }

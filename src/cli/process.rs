@@ -42,15 +42,17 @@ pub fn settings(global: &GlobalArgs) -> anyhow::Result<Settings> {
 }
 
 /// Begins to log on stderr.
-pub fn log(settings: &Settings) {
-    let filter = tracing_subscriber::EnvFilter::try_new(&settings.log_level)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+pub fn log(settings: &Settings) -> anyhow::Result<()> {
+    let level = &settings.log_level;
+    let filter = tracing_subscriber::EnvFilter::try_new(level)
+        .map_err(|error| anyhow::anyhow!("log_level = {level:?} cannot be understood: {error}"))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Fails only where a log exists already, which is as good.
     let _ = match settings.log_format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
+    Ok(())
 }
 
 /// The directory of a process that was given none, below the present one.

@@ -30,7 +30,7 @@ pub struct Args {
 
 pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
     let settings = process::settings(global)?;
-    process::log(&settings);
+    process::log(&settings)?;
     let named = process::services(&settings)?;
     let data = match (args.data, args.data_root, args.id) {
         (Some(directory), _, _) => Data::Directory(directory),
@@ -57,7 +57,8 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
         connect_timeout: millis(settings.start_timeout_ms),
         subjects: subjects(named.services.clone()),
     };
-    storage::run(options).await?;
+    // Among its own tasks: on the main thread, each message would cost a switch of threads.
+    tokio::spawn(storage::run(options)).await??;
     Ok(Outcome::Fine)
 }
 

@@ -3,4 +3,4 @@
 pub mod core;
 mod shell;
 
-pub use shell::{ControllerError, Options, run, run_until};
+pub use shell::{Options, run, run_until};

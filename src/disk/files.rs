@@ -3,7 +3,7 @@
 //! Nothing here decides what is durable: a caller syncs a file for its bytes, and its folder for its name.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 
@@ -17,19 +17,33 @@ pub trait Disk: Send + Sync {
     fn append(&self, path: &Path) -> io::Result<Box<dyn WriteFile>>;
     /// Opens an existing file for reading. It stays readable when its name is taken away.
     fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>>;
-    /// Replaces `to` by `from`, at once or not at all.
+    /// Replaces `to` by `from`, at once or not at all. A folder takes what is in it along.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// The names of the files in a folder, in no order.
+    /// Removes a folder with the files in it. Killed meanwhile, it leaves some of them.
+    fn remove_dir_all(&self, dir: &Path) -> io::Result<()>;
+    /// A file's length in bytes, without opening it.
+    fn size(&self, path: &Path) -> io::Result<u64>;
+    /// The names of what is in a folder, files and folders, in no order.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     /// Makes the names in a folder durable: what was created, renamed and removed in it.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// What makes everything on the folder's file system durable at once; none where the operating system cannot.
+    fn file_system(&self, dir: &Path) -> io::Result<Option<Box<dyn FileSystem>>>;
+}
+
+/// All files of a disk together. It stays open, so that no error is missed that the kernel met between two syncs.
+pub trait FileSystem: Send + Sync {
+    /// Makes every file's bytes and name durable, those of other processes too.
+    fn sync(&self) -> io::Result<()>;
 }
 
 /// A file that is written at its end.
 pub trait WriteFile: Send {
     /// Appends all the bytes, in one system call unless the disk takes fewer. After an error some of them may be there.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Appends several pieces one after another, as [`Self::append`] does it.
+    fn append_parts(&mut self, parts: &[&[u8]]) -> io::Result<()>;
     /// Makes the bytes and the length durable. One that failed is not to be repeated: the kernel may have dropped the
     /// pages that it could not write, and the next sync would then succeed without them.
     fn sync(&mut self) -> io::Result<()>;
@@ -78,12 +92,40 @@ impl Disk for RealDisk {
         fs::remove_file(path)
     }
 
+    fn remove_dir_all(&self, dir: &Path) -> io::Result<()> {
+        fs::remove_dir_all(dir)
+    }
+
+    fn size(&self, path: &Path) -> io::Result<u64> {
+        Ok(fs::metadata(path)?.len())
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+
+    #[cfg(target_os = "linux")]
+    fn file_system(&self, dir: &Path) -> io::Result<Option<Box<dyn FileSystem>>> {
+        Ok(Some(Box::new(RealFileSystem(File::open(dir)?))))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn file_system(&self, _dir: &Path) -> io::Result<Option<Box<dyn FileSystem>>> {
+        Ok(None)
+    }
+}
+
+#[cfg(target_os = "linux")]
+struct RealFileSystem(File);
+
+#[cfg(target_os = "linux")]
+impl FileSystem for RealFileSystem {
+    fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.0)?)
     }
 }
 
@@ -93,6 +135,22 @@ struct RealFile(File);
 impl WriteFile for RealFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all(bytes)
+    }
+
+    fn append_parts(&mut self, parts: &[&[u8]]) -> io::Result<()> {
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut rest = &mut slices[..];
+        // Nothing to write is no error, as with `write_all`.
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            match self.0.write_vectored(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => IoSlice::advance_slices(&mut rest, written),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -125,19 +183,19 @@ pub(super) fn parent_of(path: &Path) -> &Path {
 }
 
 /// Gives a file that is whole and synced its final name, durably.
-pub(super) fn publish(disk: &dyn Disk, temporary: &Path, path: &Path) -> io::Result<()> {
+pub(crate) fn publish(disk: &dyn Disk, temporary: &Path, path: &Path) -> io::Result<()> {
     disk.rename(temporary, path)?;
     disk.sync_dir(parent_of(path))
 }
 
 /// The name that a file has until it is whole. What ends so is refuse after a crash.
-pub(super) fn temporary_name(path: &Path) -> PathBuf {
+pub(crate) fn temporary_name(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(TEMPORARY);
     PathBuf::from(name)
 }
 
-pub(super) const TEMPORARY: &str = ".tmp";
+pub(crate) const TEMPORARY: &str = ".tmp";
 
 /// Reads a file in order through one buffer, so that small items don't cost a system call each.
 pub(super) struct Window {
@@ -178,7 +236,7 @@ impl Window {
 }
 
 /// Fills the buffer unless the file ends before; how much was read.
-pub(super) fn read_full(file: &dyn ReadFile, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn read_full(file: &dyn ReadFile, offset: u64, into: &mut [u8]) -> io::Result<usize> {
     let mut done = 0;
     while done < into.len() {
         match file.read_at(offset + done as u64, &mut into[done..])? {

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use super::files::{Disk, ReadFile, WriteFile, parent_of};
+use super::files::{Disk, FileSystem, ReadFile, WriteFile, parent_of};
 
 /// A fake disk. Clones are the same disk.
 #[derive(Clone)]
@@ -42,6 +42,7 @@ struct State {
     crash_at: Option<u64>,
     capacity: Option<u64>,
     syncs_to_fail: u32,
+    dir_syncs_to_fail: u32,
     counts: Counts,
 }
 
@@ -71,6 +72,13 @@ impl NameChange {
                 if let Some(inode) = names.remove(from) {
                     names.insert(to.clone(), inode);
                 }
+                // A folder has no name of its own here: it is what its files' names begin with.
+                let inside: Vec<PathBuf> = names.keys().filter(|path| path.starts_with(from)).cloned().collect();
+                for path in inside {
+                    if let (Some(inode), Ok(rest)) = (names.remove(&path), path.strip_prefix(from)) {
+                        names.insert(to.join(rest), inode);
+                    }
+                }
             }
             Self::Remove(path) => {
                 names.remove(path);
@@ -98,6 +106,7 @@ impl SimDisk {
             crash_at: None,
             capacity: None,
             syncs_to_fail: 0,
+            dir_syncs_to_fail: 0,
             counts: Counts::default(),
         };
         Self { state: Arc::new(Mutex::new(state)) }
@@ -108,6 +117,13 @@ impl SimDisk {
     pub fn crash_after(&self, steps: u64) {
         let mut state = self.lock();
         state.crash_at = Some(state.steps + steps);
+    }
+
+    /// Takes the coming stop back: the steps that were left until then, if one was set.
+    pub fn cancel_crash(&self) -> Option<u64> {
+        let mut state = self.lock();
+        let steps = state.steps;
+        state.crash_at.take().map(|at| at.saturating_sub(steps))
     }
 
     /// How many steps were done.
@@ -133,6 +149,11 @@ impl SimDisk {
     /// The next syncs of files fail, and leave open what they did.
     pub fn fail_syncs(&self, count: u32) {
         self.lock().syncs_to_fail = count;
+    }
+
+    /// The next syncs of folders fail, and leave open what they did.
+    pub fn fail_dir_syncs(&self, count: u32) {
+        self.lock().dir_syncs_to_fail = count;
     }
 
     /// Flips a bit, as a bad disk does. Whether there is such a byte.
@@ -196,6 +217,7 @@ impl State {
         self.crashed = false;
         self.crash_at = None;
         self.syncs_to_fail = 0;
+        self.dir_syncs_to_fail = 0;
     }
 
     /// One step, unless the machine has stopped.
@@ -310,7 +332,9 @@ impl Disk for SimDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.step()?;
-        state.inode(from)?;
+        if !state.names.keys().any(|path| path.starts_with(from)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         state.change_name(NameChange::Rename(from.to_owned(), to.to_owned()));
         Ok(())
     }
@@ -326,18 +350,68 @@ impl Disk for SimDisk {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut state = self.lock();
         state.step()?;
-        let inside = state.names.keys().filter(|path| parent_of(path) == dir);
-        Ok(inside.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect())
+        let first = |path: &PathBuf| {
+            let inside = path.strip_prefix(dir).ok()?.components().next()?;
+            Some(inside.as_os_str().to_string_lossy().into_owned())
+        };
+        let names: BTreeSet<String> = state.names.keys().filter_map(first).collect();
+        Ok(names.into_iter().collect())
+    }
+
+    fn remove_dir_all(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        let inside: Vec<PathBuf> = state.names.keys().filter(|path| path.starts_with(dir)).cloned().collect();
+        for path in inside {
+            state.step()?;
+            state.change_name(NameChange::Remove(path));
+        }
+        Ok(())
+    }
+
+    fn size(&self, path: &Path) -> io::Result<u64> {
+        let mut state = self.lock();
+        state.step()?;
+        let inode = state.inode(path)?;
+        Ok(state.inodes[inode].data.len() as u64)
+    }
+
+    fn file_system(&self, _dir: &Path) -> io::Result<Option<Box<dyn FileSystem>>> {
+        self.lock().step()?;
+        Ok(Some(Box::new(self.clone())))
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.lock();
         state.step()?;
         state.counts.dir_syncs += 1;
+        if state.dir_syncs_to_fail > 0 {
+            state.dir_syncs_to_fail -= 1;
+            return Err(io::Error::other("the simulated disk failed to sync a folder"));
+        }
         let (synced, rest) = std::mem::take(&mut state.unsynced).into_iter().partition(|change| change.is_in(dir));
         state.unsynced = rest;
         let synced: Vec<NameChange> = synced;
         synced.iter().for_each(|change| change.apply(&mut state.durable_names));
+        Ok(())
+    }
+}
+
+impl FileSystem for SimDisk {
+    fn sync(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        state.counts.syncs += 1;
+        if state.syncs_to_fail > 0 {
+            state.syncs_to_fail -= 1;
+            return Err(io::Error::other("the simulated disk failed to sync"));
+        }
+        // The machine may stop with some of them synced and others not.
+        for inode in 0..state.inodes.len() {
+            state.step()?;
+            state.inodes[inode].sync();
+        }
+        for change in std::mem::take(&mut state.unsynced) {
+            change.apply(&mut state.durable_names);
+        }
         Ok(())
     }
 }
@@ -375,6 +449,10 @@ impl WriteFile for SimFile {
             state.step()?;
         }
         Err(io::ErrorKind::StorageFull.into())
+    }
+
+    fn append_parts(&mut self, parts: &[&[u8]]) -> io::Result<()> {
+        parts.iter().try_for_each(|part| self.append(part))
     }
 
     fn sync(&mut self) -> io::Result<()> {

@@ -3,16 +3,11 @@
 //! The shell is the only part with a clock, a disk and a connection; it decides nothing.
 
 pub mod core;
-mod error;
 mod health;
-mod link;
-mod recover;
 pub mod replicas;
-mod serve;
 mod shell;
+mod subjects;
 mod writer;
 
-pub use error::StorageError;
-pub use link::Subjects;
-pub use recover::recover;
 pub use shell::{Data, Options, run, run_until};
+pub use subjects::Subjects;

@@ -11,24 +11,26 @@ use std::time::{Duration, Instant};
 use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use super::core::{Call, CallError, Effect, FetchReply, Identity, Input, Level, Settings, StorageCore, Token};
 use super::health::Sampler;
-use super::link::{Link, Subjects, connect};
-use super::serve::{Served, serve};
+use super::subjects::Subjects;
 use super::writer::{Job, start};
-use super::{StorageError, recover};
 use crate::bus::{BusError, raw};
-use crate::config::ConnectError;
+use crate::config::{self, ConnectError};
 use crate::disk::{DataDirectory, MetadataReader, MetadataStore, Role};
-use crate::types::{IncarnationId, Monotonic, StorageId};
+use crate::process::serve::{Fetch, Served};
+use crate::process::{self, Clock, LinkEvent, ProcessError, message_room, recover, with_signals};
+use crate::types::{ControllerId, IncarnationId, StorageId};
 use crate::wire::{CHUNK_HEADER, FetchRequest, Health, PushAck, WireMessage, admin};
 
 /// Replies that are remembered for messages that were not answered yet.
 const REPLIES: usize = 4096;
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many changes of the connection may wait.
+const LINK_EVENTS: usize = 4;
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Where the node keeps what it has.
@@ -47,7 +49,7 @@ pub struct Options {
     pub id: Option<StorageId>,
     pub rack: Option<Arc<str>>,
     pub settings: Settings,
-    pub nats: crate::config::NatsSettings,
+    pub nats: config::NatsSettings,
     pub connect_timeout: Duration,
     /// What services.json says, now and after each change.
     pub subjects: watch::Receiver<Arc<dyn Subjects>>,
@@ -60,31 +62,16 @@ pub(super) enum Event {
     Compacted(Result<(), String>),
     Subscribed { storage: StorageId, subject: String, subscriber: Subscriber },
     Sampled(Box<(Sampler, Health)>),
-    Up { generation: u64, connection: crate::types::Connection },
+    WantsSnapshot,
 }
 
 /// Runs until SIGTERM or SIGINT has drained it, or something ends it. A second signal ends it at once.
-pub async fn run(options: Options) -> Result<(), StorageError> {
-    let (sender, shutdown) = mpsc::channel(2);
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let listening = tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
-            }
-            if sender.send(()).await.is_err() {
-                return;
-            }
-        }
-    });
-    let result = run_until(options, shutdown).await;
-    listening.abort();
-    result
+pub async fn run(options: Options) -> Result<(), ProcessError> {
+    with_signals(|shutdown| run_until(options, shutdown)).await
 }
 
 /// As [`run`], told to end by a message.
-pub async fn run_until(options: Options, mut shutdown: mpsc::Receiver<()>) -> Result<(), StorageError> {
+pub async fn run_until(options: Options, mut shutdown: mpsc::Receiver<()>) -> Result<(), ProcessError> {
     let (shell, deaf) = tokio::select! {
         started = Shell::start(options) => started?,
         Some(()) = shutdown.recv() => return Ok(()),
@@ -101,7 +88,10 @@ struct Shell {
     reader: MetadataReader,
     writer: SyncSender<Job>,
     client: Client,
-    links: watch::Receiver<Link>,
+    links: mpsc::Receiver<LinkEvent>,
+    generation: watch::Receiver<u64>,
+    /// Watches over the connection, for as long as there is a shell.
+    _watching: JoinSet<()>,
     subjects: watch::Receiver<Arc<dyn Subjects>>,
     events: mpsc::Sender<Event>,
     incoming: mpsc::Receiver<Event>,
@@ -109,34 +99,38 @@ struct Shell {
     pushes: Option<(String, Subscriber)>,
     replies: BTreeMap<Token, Subject>,
     tokens: u64,
-    /// What the core was told of the connection.
-    link: Link,
     sampler: Option<Sampler>,
     compacting: bool,
     request_timeout: Duration,
-    began: Instant,
+    clock: Clock,
     /// Why it ends, once it does.
     ended: Option<(String, u8)>,
 }
 
 impl Shell {
-    async fn start(options: Options) -> Result<(Self, impl Future<Output = ConnectError> + use<>), StorageError> {
+    /// Beside the shell, what completes where NATS forbids a subscription soon after the start.
+    async fn start(options: Options) -> Result<(Self, impl Future<Output = ConnectError> + use<>), ProcessError> {
         let Options { data, id, rack, mut settings, nats, connect_timeout, subjects } = options;
         let opened = tokio::task::spawn_blocking(move || open(&data)).await;
-        let opened = opened.map_err(|error| StorageError::Ended(format!("opening the directory: {error}")))?;
+        let opened = opened.map_err(|error| ProcessError::Ended(format!("opening the directory: {error}")))?;
         let (directory, store, history) = opened?;
         let known = directory.identity().clone();
         let bound = known.id.map(StorageId);
         if let (Some(bound), Some(asked)) = (bound, id)
             && bound != asked
         {
-            return Err(StorageError::OtherId { bound, asked });
+            return Err(ProcessError::OtherId { role: "storage node", bound: bound.0, asked: asked.0 });
         }
         let incarnation = uuid::Uuid::new_v4();
         settings.jitter_seed ^= incarnation.as_u64_pair().0;
         let storage = bound.or(id);
         let name = storage.map_or("dmq-storage-new".to_owned(), |id| format!("dmq-storage-{id}"));
-        let (client, links, deaf) = connect(&nats, &name, connect_timeout, false).await?;
+        let connection = config::connect(&nats, &name, connect_timeout, false).await?;
+        let deaf = connection.deaf_within(connect_timeout);
+        let (client, generation) = (connection.client.clone(), connection.generation.clone());
+        let (link, links) = mpsc::channel(LINK_EVENTS);
+        let mut watching = JoinSet::new();
+        watching.spawn(process::watch(connection, link, || std::future::ready(())));
         let identity = Identity {
             directory: directory.directory_id(),
             incarnation: IncarnationId(incarnation),
@@ -157,35 +151,31 @@ impl Shell {
             writer,
             client,
             links,
+            generation,
+            _watching: watching,
             subjects,
             events,
             incoming,
             pushes: None,
             replies: BTreeMap::new(),
             tokens: 0,
-            link: Link::default(),
             sampler,
             compacting: false,
             request_timeout,
-            began: Instant::now(),
+            clock: Clock::start(),
             ended: None,
         };
         Ok((shell, deaf))
     }
 
-    async fn run(mut self, mut shutdown: mpsc::Receiver<()>) -> Result<(), StorageError> {
+    async fn run(mut self, mut shutdown: mpsc::Receiver<()>) -> Result<(), ProcessError> {
         self.sample();
-        self.link_changed();
         while self.ended.is_none() {
-            let deadline = self.core.next_deadline().map(|at| self.began + Duration::from_micros(at.0));
+            let deadline = self.core.next_deadline().map(|at| self.clock.instant(at));
             tokio::select! {
                 Some(event) = self.incoming.recv() => self.event(event).await,
                 message = next_push(&mut self.pushes) => self.pushed(message).await,
-                Ok(()) = self.links.changed() => {
-                    if let Some(input) = self.link_changed() {
-                        self.feed(input).await;
-                    }
-                }
+                Some(event) = self.links.recv() => self.link_changed(event).await,
                 Ok(()) = self.subjects.changed() => self.feed(Input::ServicesChanged).await,
                 Some(()) = shutdown.recv() => self.feed(Input::Shutdown).await,
                 () = until(deadline) => self.feed(Input::Tick).await,
@@ -199,18 +189,14 @@ impl Shell {
                 tracing::info!("{words}");
                 Ok(())
             }
-            Some((words, _)) => Err(StorageError::Ended(words)),
+            Some((words, _)) => Err(ProcessError::Ended(words)),
             None => Ok(()),
         }
     }
 
-    fn now(&self) -> Monotonic {
-        Monotonic(u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX))
-    }
-
     async fn feed(&mut self, input: Input) {
         let mut effects = Vec::new();
-        self.core.handle(self.now(), input, &mut effects);
+        self.core.handle(self.clock.monotonic(), input, &mut effects);
         for effect in effects {
             if self.ended.is_some() {
                 // Something could not be carried out that the rest depends on.
@@ -245,9 +231,16 @@ impl Shell {
                 self.sampler = Some(sampler);
                 self.feed(Input::Health(health)).await;
             }
-            // One that ended meanwhile is not this one.
-            Event::Up { generation, connection } if (Link { generation, up: true }) == *self.links.borrow() => {
+            Event::WantsSnapshot => self.compact(),
+        }
+    }
+
+    async fn link_changed(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Down => self.feed(Input::Disconnected).await,
+            LinkEvent::Up { connection, max_payload } => {
                 tracing::info!(server = %connection.server, client = connection.client, "connected to NATS");
+                self.feed(Input::MessageLimit(message_room(max_payload))).await;
                 self.feed(Input::Connected(connection)).await;
                 // A move to another subject may have been cut short by the reconnect.
                 if let Some(storage) = self.core.identity().storage
@@ -256,30 +249,7 @@ impl Shell {
                     self.subscribe(storage);
                 }
             }
-            Event::Up { .. } => {}
         }
-    }
-
-    /// Looks at the connection: one that is new has to carry the subscriptions before the core hears of it.
-    fn link_changed(&mut self) -> Option<Input> {
-        let link = *self.links.borrow_and_update();
-        let before = std::mem::replace(&mut self.link, link);
-        if link.up && link != before {
-            let (client, events, timeout) = (self.client.clone(), self.events.clone(), self.request_timeout);
-            let links = self.links.clone();
-            tokio::spawn(async move {
-                while *links.borrow() == link {
-                    if raw::round_trip(&client, timeout).await.is_ok()
-                        && let Some(connection) = raw::connection(&client)
-                    {
-                        let _ = events.send(Event::Up { generation: link.generation, connection }).await;
-                        return;
-                    }
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            });
-        }
-        (before.up && link != before).then_some(Input::Disconnected)
     }
 
     async fn pushed(&mut self, message: Option<Message>) {
@@ -368,10 +338,10 @@ impl Shell {
             "this node's subjects"
         );
         let (client, events) = (self.client.clone(), self.events.clone());
-        let (links, link) = (self.links.clone(), self.link);
+        let (generation, begun) = (self.generation.clone(), *self.generation.borrow());
         tokio::spawn(async move {
             // Asked for again on the next connection.
-            while *links.borrow() == link {
+            while *generation.borrow() == begun {
                 match raw::subscribe(&client, &subject, SUBSCRIBE_TIMEOUT).await {
                     Ok(subscriber) => {
                         let _ = events.send(Event::Subscribed { storage, subject, subscriber }).await;
@@ -436,12 +406,17 @@ impl Shell {
         let Some(reply) = self.replies.remove(&token) else { return };
         let identity = self.core.identity();
         let (Some(cluster), Some(storage)) = (identity.cluster, identity.storage) else { return };
-        let (reader, client, timeout) = (self.reader.clone(), self.client.clone(), self.request_timeout);
+        let (client, events, timeout) = (self.client.clone(), self.events.clone(), self.request_timeout);
+        let (reader, head) = (self.reader.clone(), self.core.persisted());
+        let max_bytes = message_room(client.max_payload());
+        let fetch = Fetch { reader, cluster, controller: ControllerId(storage.0), request, head, max_bytes };
         tokio::spawn(async move {
-            // Room for the envelope.
-            let limit = client.max_payload().saturating_sub(64 << 10).max(64 << 10);
-            let work = move || serve(&reader, cluster, storage, &request, limit);
-            let Ok(Served { header, body }) = tokio::task::spawn_blocking(work).await else { return };
+            let Ok(served) = tokio::task::spawn_blocking(move || fetch.serve()).await else { return };
+            let Served { header, body, wants_snapshot } = served;
+            if wants_snapshot {
+                // Where it is not heard, the next fetch says so again.
+                let _ = events.send(Event::WantsSnapshot).await;
+            }
             let mut headers = HeaderMap::new();
             if let Some(header) = header {
                 headers.insert(CHUNK_HEADER, header.as_str());
@@ -483,13 +458,13 @@ impl Shell {
     }
 }
 
-fn open(data: &Data) -> Result<(DataDirectory, MetadataStore, crate::metadata::History), StorageError> {
+fn open(data: &Data) -> Result<(DataDirectory, MetadataStore, crate::metadata::History), ProcessError> {
     let directory = match data {
         Data::Directory(path) => DataDirectory::open(path, Role::Storage)?,
         Data::Root(root) => DataDirectory::open_first_free(root, Role::Storage)?,
     };
     let (store, recovered) = MetadataStore::open(&directory.metadata_path())?;
-    let history = recover(recovered)?;
+    let (history, _) = recover(recovered)?;
     Ok((directory, store, history))
 }
 

@@ -159,7 +159,7 @@ impl Read for Pieces {
 mod tests {
     use super::*;
     use crate::metadata::{Entry, History, Record, encode_change};
-    use crate::storage::recover;
+    use crate::process::recover;
     use crate::types::{ControllerId, DirectoryId, IncarnationId, WallTime};
 
     #[tokio::test]
@@ -195,7 +195,7 @@ mod tests {
 
         let (_, recovered) = MetadataStore::open(folder.path()).unwrap();
         assert!(recovered.snapshot.is_some());
-        let again = recover(recovered).unwrap();
+        let (again, _) = recover(recovered).unwrap();
         assert_eq!((again.position(), again.image()), (position, history.image()));
     }
 }

@@ -54,6 +54,56 @@ pub enum Code {
     InvalidState,
 }
 
+/// What a refusal means for a storage node that registers or heartbeats.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NodeRefusal {
+    /// It may pass by itself: the node goes on trying.
+    Retry,
+    /// The registration does not hold, or no longer: the node registers anew.
+    Unregistered,
+    /// The id belongs to another directory. Whoever registers hears that only a person can help.
+    OtherDirectory,
+    /// The node was removed for good.
+    Removed,
+}
+
+impl Code {
+    /// What it means for a storage node that it is refused with this code.
+    pub fn for_node(self) -> NodeRefusal {
+        match self {
+            Self::NodeRemoved => NodeRefusal::Removed,
+            Self::DirectoryMismatch => NodeRefusal::OtherDirectory,
+            // The former incarnation's session may still run: a node that is not registered waits for its end.
+            Self::UnknownNode | Self::StaleNodeEpoch | Self::DuplicateNode => NodeRefusal::Unregistered,
+            // Another cluster's controllers may be gone tomorrow, and until then a restore may need what this node has.
+            Self::InconsistentClusterId
+            | Self::InvalidRequest
+            | Self::UnsupportedVersion
+            | Self::TopicAlreadyExists
+            | Self::UnknownTopicOrPartition
+            | Self::InvalidTopicException
+            | Self::InvalidPartitions
+            | Self::InvalidReplicationFactor
+            | Self::InvalidConfig
+            | Self::VersionConflict
+            | Self::RequestIdReused
+            | Self::NotController
+            | Self::HistoryLost
+            | Self::Unknown
+            | Self::Busy
+            | Self::FencedLeaderEpoch
+            | Self::NotLeaderOrFollower
+            | Self::InvalidUpdateVersion
+            | Self::IneligibleReplica
+            | Self::InvalidReplicaAssignment
+            | Self::NodeInUse
+            | Self::RequestTimedOut
+            | Self::MessageTooLarge
+            | Self::InvalidState => NodeRefusal::Retry,
+        }
+    }
+}
+
 /// An error as an answer's body: `{"error": {"code": …, "message": …}}`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ErrorBody {

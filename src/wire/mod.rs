@@ -16,7 +16,7 @@ pub mod replica;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use error::{Code, ErrorBody, WireError};
+pub use error::{Code, ErrorBody, NodeRefusal, WireError};
 pub use fetch::{CHUNK_HEADER, ChunkHeader, ChunkRequest, FetchAnswer, FetchRequest};
 pub use heartbeat::{
     ControllerHeartbeat, ControllerRole, Health, Heartbeat, HeartbeatAnswer, PairingField, WantedState,

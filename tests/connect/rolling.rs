@@ -37,6 +37,34 @@ fn three_servers() -> Servers {
 }
 
 #[test]
+fn a_nats_cluster_that_is_wholly_restarted_finds_everything_back() {
+    let mut nats = three_servers();
+    let urls: Vec<String> = nats.servers.iter().map(NatsServer::url).collect();
+    let urls = urls.join(",");
+    let home = Home::new();
+    let flags = ["--nats-url", &urls];
+    let controller = home.controller(0, &["--nats-url", &urls, "--set", "stream_replicas=3"]);
+    let storage = home.storage(0, &flags);
+    let logs = || format!("{}\n----\n{}", controller.log(), storage.log());
+    let healthy = || eventually("the cluster is healthy", logs, || home.is_healthy(1, &flags).then_some(()));
+    healthy();
+    let create = ["topic", "create", "kept", "--partitions", "1", "--replication-factor", "1"];
+    assert_eq!(home.run(&[&create, &flags[..]].concat()).code, Some(0), "{}", logs());
+    std::thread::scope(|scope| {
+        for server in &mut nats.servers {
+            scope.spawn(|| server.retire());
+        }
+    });
+    assert!(!home.is_healthy(1, &flags));
+    for server in &mut nats.servers {
+        server.restart();
+    }
+    healthy();
+    let said = home.run(&[&["topic", "describe", "kept"], &flags[..]].concat());
+    assert_eq!(said.code, Some(0), "{}\n{}", said.stderr, logs());
+}
+
+#[test]
 fn a_rolling_restart_of_nats_loses_no_acknowledged_change() {
     let mut nats = three_servers();
     let urls: Vec<String> = nats.servers.iter().map(NatsServer::url).collect();

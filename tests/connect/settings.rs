@@ -64,6 +64,13 @@ fn settings_that_contradict_each_other_are_named_together() {
 }
 
 #[test]
+fn log_levels_are_refused_where_they_cannot_be_understood() {
+    let home = Home::new();
+    refuses(&home, &["--set", "log_level=loud"], &["log_level = \"loud\" must be off, error, warn"]);
+    home.failing_controller(&["--set", "log_level=dmq[=debug"]).failed_with(&["log_level = \"dmq[=debug\""]);
+}
+
+#[test]
 fn files_that_are_missing_or_broken_are_named() {
     let home = Home::new();
     refuses(&home, &["--config", "nowhere.toml"], &["cannot read the settings file nowhere.toml"]);

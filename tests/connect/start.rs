@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 
-use crate::home::Home;
+use crate::home::{Home, eventually};
 use crate::support::nats::NatsServer;
 use crate::ways::USER;
 
@@ -114,4 +114,18 @@ fn a_missing_permission_is_named_with_its_subject() {
     }
     let server = server("subscribe: { deny: [\"_INBOX.>\"] }");
     home().failing_storage(&["--nats-url", &server.url()]).failed_with(&["does not permit us", "subscribe to _INBOX."]);
+}
+
+#[test]
+fn a_storage_node_that_may_not_hear_its_pushes_ends() {
+    let server = NatsServer::start_bare(
+        "jetstream: enabled\nauthorization { users: [ {user: u, password: p}, \
+         {user: deaf, password: p, permissions: {subscribe: {deny: [\"dmq.metadata.push.*\"]}}} ] }",
+    );
+    let (url, home) = (server.url(), Home::new().with("DMQ_NATS_PASSWORD", "p"));
+    let flags = ["--nats-url", &url, "--nats-user", "u"];
+    let controller = home.controller(0, &flags);
+    eventually("a controller is active", || controller.log(), || home.is_healthy(0, &flags).then_some(()));
+    home.run(&["storage", "--id", "0", "--data", "s", "--nats-url", &url, "--nats-user", "deaf"])
+        .failed_with(&["does not permit us (user deaf) to subscribe to dmq.metadata.push.0"]);
 }

@@ -26,7 +26,12 @@ const ROUNDS: usize = 3;
 
 pub async fn run(place: &Place, args: &Args) -> anyhow::Result<Report> {
     // These nodes only heartbeat, and hear no push: few and small ones are enough while they register.
-    let settings = vec![("DMQ_PUSH_RETRY_MIN_MS", "5000".into()), ("DMQ_PUSH_MAX_BYTES", "4096".into())];
+    // Nobody is to be fenced while others are measured.
+    let settings = vec![
+        ("DMQ_PUSH_RETRY_MIN_MS", "5000".into()),
+        ("DMQ_PUSH_MAX_BYTES", "4096".into()),
+        ("DMQ_SESSION_TIMEOUT_MS", "20000".into()),
+    ];
     let mut rig = Rig::start(place, &Plan { controllers: 1, storage: 0, settings, ..Plan::default() }).await?;
     rig.until("an active controller", PATIENCE, |status| status.controller.is_some()).await?;
     let echo = rig.echo().await?;

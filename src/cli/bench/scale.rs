@@ -16,7 +16,7 @@ use super::floor::Floor;
 use super::rig::{Ack, Key, Plan, Rig, until_acked};
 use super::{Place, failover, proc};
 use crate::metadata::{NodeState, ParsedEntry, Record};
-use crate::types::StorageId;
+use crate::types::{StorageId, Version};
 use crate::wire::ControllerRole;
 use crate::wire::admin::{NodeList, Terms, TopicAlter, TopicCreate};
 
@@ -153,19 +153,41 @@ fn name(args: &Args, what: &str) -> String {
     format!("{} partitions: {what}", args.partitions)
 }
 
+/// Creates a topic and lets it grow, so that no single request is a burden of its own.
 async fn create(rig: &Rig, name: &str, partitions: u32) -> anyhow::Result<()> {
-    let wait = u64::try_from(PATIENCE.as_millis()).ok();
+    const AT_ONCE: u32 = 50_000;
+    let terms = || Terms { wait_ms: u64::try_from(PATIENCE.as_millis()).ok(), ..Terms::default() };
+    let admin = rig.admin.clone().within(PATIENCE);
+    let (mut made, name) = (AT_ONCE.min(partitions), name.to_owned());
     let request = TopicCreate {
-        name: name.into(),
-        partitions: Some(partitions),
+        name: name.clone(),
+        partitions: Some(made),
         replication_factor: Some(3),
         config: BTreeMap::new(),
-        terms: Terms { wait_ms: wait, ..Terms::default() },
+        terms: terms(),
     };
-    let admin = rig.admin.clone().within(PATIENCE);
-    let changed = admin.create_topic(request).await.with_context(|| format!("create {partitions} partitions"))?;
-    anyhow::ensure!(changed.applied == changed.active, "only {} nodes have the topic", changed.applied);
-    Ok(())
+    let mut changed = admin.create_topic(request).await.with_context(|| format!("create {made} partitions"))?;
+    while made < partitions {
+        made = (made + AT_ONCE).min(partitions);
+        let config = BTreeMap::new();
+        let request = TopicAlter { name: name.clone(), partitions: Some(made), config, terms: terms() };
+        changed = admin.alter_topic(request).await.with_context(|| format!("go on to {made} partitions"))?;
+    }
+    until_all_have(rig, changed.version).await
+}
+
+/// Waits until every node serves and has the version. The cluster's status would count a million partitions each time.
+async fn until_all_have(rig: &Rig, version: Version) -> anyhow::Result<()> {
+    const LOOK_EVERY: Duration = Duration::from_millis(50);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let nodes = rig.admin.list_nodes().await?.nodes;
+        if nodes.iter().all(|node| node.state == NodeState::Active && node.version >= version) {
+            return Ok(());
+        }
+        anyhow::ensure!(Instant::now() < deadline, "not every node came to version {version}");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 /// Changes one after another, each followed to the last node's disk.

@@ -1,5 +1,6 @@
 //! Storage nodes as far as a controller hears of them: registered for real, and heartbeating as plain NATS requests.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -63,6 +64,8 @@ struct Sender {
     client: Client,
     inbox: Subject,
     nodes: Vec<Node>,
+    /// The newest that was answered.
+    head: Position,
     answered: Arc<AtomicU64>,
 }
 
@@ -92,7 +95,7 @@ impl Senders {
             let subject = rig.services.admin_subject("node", "register");
             let registering = (0..share).map(|_| register(rig, client.clone(), subject.clone(), cluster));
             let nodes = futures::stream::iter(registering).buffer_unordered(AT_ONCE).try_collect().await?;
-            senders.push(Sender { client, inbox, nodes, answered: Arc::default() });
+            senders.push(Sender { client, inbox, nodes, head: Position::default(), answered: Arc::default() });
         }
         let mut all = Self(senders);
         all.settle().await?;
@@ -104,8 +107,7 @@ impl Senders {
         let deadline = Instant::now() + PATIENCE * 2;
         loop {
             let (mut head, mut settled) = (Position::default(), true);
-            for sender in &mut self.0 {
-                let (newest, active) = sender.round().await?;
+            for (newest, active) in futures::future::try_join_all(self.0.iter_mut().map(Sender::round)).await? {
                 settled &= active && (head.version == newest.version || head == Position::default());
                 head = if newest.version > head.version { newest } else { head };
             }
@@ -192,21 +194,25 @@ impl Sender {
     /// One heartbeat of each node, with the newest position that was answered, and whether all may lead.
     async fn round(&mut self) -> anyhow::Result<(Position, bool)> {
         const AT_ONCE: usize = 256;
-        let (client, mut head, mut active) = (&self.client, Position::default(), true);
-        for node in &mut self.nodes {
-            node.refresh()?;
-        }
+        let (client, head, mut active) = (&self.client, Cell::new(self.head), true);
+        // Each has the newest version when its turn comes, as a node that applies what is pushed has.
         let asking = self.nodes.iter_mut().map(|node| {
-            let (subject, payload) = (node.subject.clone(), node.next());
-            async move { raw::request_with_deadline(client, &subject, None, payload, PATIENCE).await }
+            node.heartbeat.position = head.get();
+            let (subject, payload) = (node.subject.clone(), node.refresh().map(|()| node.next()));
+            async move { anyhow::Ok(raw::request_with_deadline(client, &subject, None, payload?, PATIENCE).await?) }
         });
         let mut answers = futures::stream::iter(asking).buffer_unordered(AT_ONCE);
         while let Some(answer) = answers.next().await {
             let answer = HeartbeatAnswer::decode(&answer?.payload)?;
             anyhow::ensure!(answer.error.is_none(), "a heartbeat was refused: {:?}", answer.error);
             active &= answer.state == NodeState::Active && answer.lease_ms > 0;
-            head = if answer.position.version > head.version { answer.position } else { head };
+            if answer.position.version > head.get().version {
+                head.set(answer.position);
+            }
         }
+        let head = head.get();
+        drop(answers);
+        self.head = head;
         Ok((head, active))
     }
 
@@ -244,7 +250,7 @@ impl Sender {
                 last_answer = (answered, Instant::now());
             }
             anyhow::ensure!(last_answer.1.elapsed() < PATIENCE, "heartbeats are no longer answered");
-            let free = most.saturating_sub(sent - (answered - before));
+            let free = most.saturating_sub((before + sent).saturating_sub(answered));
             for _ in 0..free {
                 self.send(index, prefix.as_deref()).await?;
                 index = (index + 1) % self.nodes.len();
@@ -252,6 +258,13 @@ impl Sender {
             sent += free;
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        // What is still on its way would be counted with what is sent next.
+        let rest = async {
+            while self.answered.load(Relaxed) < before + sent {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(2), rest).await;
         counting.abort();
         Ok(self)
     }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::ConnectError;
 use crate::config::nearest::nearest;
+use crate::config::settings::is_subject;
 
 /// What the process finds around it.
 #[derive(Clone, Debug, Default)]
@@ -81,6 +82,10 @@ impl Surroundings {
             if !value.is_empty() {
                 return Err(wrong(format!("uses {field}, which dmq does not support: {instead}")));
             }
+        }
+        let prefix = &context.inbox_prefix;
+        if !prefix.is_empty() && !is_subject(prefix) {
+            return Err(wrong(format!("has an inbox_prefix that is no subject: {prefix:?}")));
         }
         Ok(context)
     }

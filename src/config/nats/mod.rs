@@ -205,9 +205,14 @@ impl Teller {
                 self.connected.send_replace(true);
                 self.generation.send_modify(|generation| *generation += 1);
             }
-            Event::Disconnected | Event::Closed => {
+            Event::Disconnected => {
                 self.connected.send_replace(false);
                 tracing::warn!("the connection to NATS is lost");
+            }
+            // Our own doing.
+            Event::Closed => {
+                self.connected.send_replace(false);
+                tracing::debug!("the connection to NATS is closed");
             }
             Event::ServerError(ServerError::AuthorizationViolation) => {
                 tracing::error!("NATS refuses the credentials");

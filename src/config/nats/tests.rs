@@ -86,9 +86,18 @@ fn the_selected_context_is_not_for_another_server() {
 
 #[test]
 fn what_cannot_be_used_is_said_with_its_name() {
-    let home = home(&[("prod", PROD), ("nsc", r#"{"nsc":"nsc://a/b/c"}"#), ("bad", "{")], None, &[]);
-    for (name, part) in [("prd", "did you mean prod?"), ("nsc", "uses nsc"), ("bad", "no context"), ("../x", "no name")]
-    {
+    let home = home(
+        &[("prod", PROD), ("nsc", r#"{"nsc":"nsc://a/b/c"}"#), ("bad", "{"), ("inbox", r#"{"inbox_prefix":"a.>"}"#)],
+        None,
+        &[],
+    );
+    for (name, part) in [
+        ("prd", "did you mean prod?"),
+        ("nsc", "uses nsc"),
+        ("bad", "no context"),
+        ("../x", "no name"),
+        ("inbox", "inbox_prefix"),
+    ] {
         let settings = NatsSettings { context: Some(name.to_owned()), ..NatsSettings::default() };
         let fault = Target::of(&settings, &home.around).err().unwrap().to_string();
         assert!(fault.contains(part), "{fault}");

@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use layers::Layers;
 pub use table::{SettingDoc, table};
+pub(super) use validate::is_subject;
 
 /// What a process is told about itself. A duration's unit is in its name.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]

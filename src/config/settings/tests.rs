@@ -121,3 +121,35 @@ fn the_table_lists_every_setting_with_its_default() {
     assert_eq!(loaded.nats.url.take().as_deref(), Some(NatsSettings::DEFAULT_URL));
     assert_eq!(loaded, Settings::default());
 }
+
+/// What is wrong for each setting of the table, said in each layer, names it and its layer.
+#[test]
+fn no_setting_takes_just_anything() {
+    for doc in table() {
+        let is_number = doc.default.parse::<u64>().is_ok();
+        let (said, toml): (&[&str], &[&str]) = match doc.key {
+            "log_format" => (&["xml", "TEXT"], &["'xml'", "5"]),
+            _ if is_number => (&["x", "-1", "1.5", "18446744073709551616"], &["'x'", "-1", "1.5", "true", "[1]"]),
+            // An empty variable counts as not set.
+            _ => (&[" "], &["''", "5", "true", "['a']"]),
+        };
+        for value in said {
+            let fault = fault(None, &[(&doc.env, value)], &[]);
+            assert!(fault.contains(&format!("{} must be", doc.env)), "{}={value}: {fault}", doc.env);
+            let fault = fault_of_flag(doc.key, value);
+            assert!(fault.contains(&format!("{} in the command line must be", doc.key)), "{}: {fault}", doc.key);
+        }
+        for value in toml {
+            let file = match doc.key.strip_prefix("nats.") {
+                Some(inner) => format!("[nats]\n{inner} = {value}"),
+                None => format!("{} = {value}", doc.key),
+            };
+            let fault = fault(Some(&file), &[], &[]);
+            assert!(fault.contains(&format!("{} in ", doc.key)) && fault.contains("must be"), "{file}: {fault}");
+        }
+    }
+}
+
+fn fault_of_flag(key: &str, value: &str) -> String {
+    fault(None, &[], &[(key, value)])
+}

@@ -94,7 +94,8 @@ impl NatsSettings {
     }
 }
 
-fn is_subject(word: &str) -> bool {
+/// Whether answers' subjects may start with it.
+pub(in crate::config) fn is_subject(word: &str) -> bool {
     let plain = |c: char| c.is_ascii_graphic() && !"*>.".contains(c);
     word.len() <= 249 && word.split('.').all(|token| !token.is_empty() && token.chars().all(plain))
 }

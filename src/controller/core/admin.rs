@@ -416,15 +416,19 @@ impl Controller {
         }
     }
 
-    pub(super) fn end_waiters(&mut self) {
-        if self.waiters.is_empty() {
-            return;
-        }
-        let now = self.mono();
+    /// Whoever is no longer active is waited for no more. To be called where a node's state may have changed.
+    pub(super) fn waiters_forget_inactive(&mut self) {
         let Some(image) = self.history.image() else { return };
-        // Whoever is no longer active is waited for no more.
         for waiter in &mut self.waiters {
             waiter.missing.retain(|id| image.is_active(*id));
+        }
+    }
+
+    pub(super) fn end_waiters(&mut self) {
+        let now = self.mono();
+        // With a thousand nodes, most inputs end none.
+        if !self.waiters.iter().any(|waiter| waiter.missing.is_empty() || now >= waiter.deadline) {
+            return;
         }
         let (ended, waiting) =
             std::mem::take(&mut self.waiters).into_iter().partition(|w| w.missing.is_empty() || now >= w.deadline);

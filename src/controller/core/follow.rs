@@ -77,6 +77,27 @@ impl Tail {
     }
 }
 
+/// Whether a node may have become active, or have ceased to be, by this.
+fn changes_a_state(record: &Record) -> bool {
+    match record {
+        Record::StorageRegistered { .. }
+        | Record::StorageStateChanged { .. }
+        | Record::StorageReplaced { .. }
+        | Record::StorageRemoved { .. } => true,
+        Record::ClusterFounded { .. }
+        | Record::ClusterRestored { .. }
+        | Record::ControllerElected { .. }
+        | Record::SnapshotCommitted { .. }
+        | Record::PairingChanged { .. }
+        | Record::TopicCreated { .. }
+        | Record::PartitionsAdded { .. }
+        | Record::TopicConfigured { .. }
+        | Record::TopicDeleted { .. }
+        | Record::PartitionsChanged { .. }
+        | Record::NoOp {} => false,
+    }
+}
+
 pub(super) fn size(change: &Change) -> usize {
     change.messages.iter().map(|message| message.payload.len()).sum()
 }
@@ -379,7 +400,7 @@ impl Controller {
 
     pub(super) fn on_change(&mut self, change: Arc<Change>) {
         let version = change.position.version;
-        self.look_at_nodes();
+        self.look_at_nodes_soon();
         self.tail.push(change.clone());
         self.entries_since_snapshot += 1;
         self.bytes_since_snapshot += size(&change) as u64;
@@ -389,6 +410,7 @@ impl Controller {
                 Record::ClusterFounded { cluster } => self.out.push(Effect::Bind(*cluster)),
                 Record::ClusterRestored { .. } => {}
                 Record::ControllerElected { controller, incarnation, .. } => {
+                    self.look_at_nodes();
                     if *incarnation != self.me.incarnation {
                         elected_other = Some(*controller);
                     }
@@ -423,6 +445,9 @@ impl Controller {
             }
         }
         self.log(Level::Debug, format!("version {version}: {}", change.cause));
+        if change.records.iter().any(changes_a_state) {
+            self.waiters_forget_inactive();
+        }
         // Pushed first: the storage nodes' disks are what people wait for.
         self.push_all();
         self.out.push(Effect::Persist(change));

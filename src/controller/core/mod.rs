@@ -78,6 +78,7 @@ pub struct Controller {
     /// When all nodes have to be looked at again, for whom to fence, drain or let serve. What changes for one node in
     /// between brings it forward.
     nodes_due: Monotonic,
+    nodes_seen_at: Monotonic,
     sweep_at: Monotonic,
     balance_at: Monotonic,
     announce_at: Monotonic,
@@ -119,6 +120,7 @@ impl Controller {
             peers: BTreeMap::new(),
             pairing_dirty: true,
             nodes_due: Monotonic(0),
+            nodes_seen_at: Monotonic(0),
             sweep_at: Monotonic(0),
             balance_at: Monotonic(0),
             announce_at: Monotonic(0),

@@ -14,6 +14,11 @@ use crate::wire::{Code, Health, Heartbeat, HeartbeatAnswer, PairingField, Wanted
 /// How often leaderships are looked at for balance.
 pub(super) const BALANCE_EVERY: Duration = Duration::from_secs(10);
 
+/// What nodes ask for that is not urgent is gathered for a millisecond per so many nodes, which is many times what looking at
+/// them takes; in a small cluster, not at all.
+const NODES_PER_MS: u64 = 50;
+const GATHER_AT_MOST: Duration = Duration::from_millis(100);
+
 /// A storage node as it is heard. Kept by active and standby alike, so that a new controller knows the living at once.
 #[derive(Clone, Debug)]
 pub(super) struct Session {
@@ -380,12 +385,20 @@ impl Controller {
         else {
             return;
         };
-        let asks = session.wanted == WantedState::Draining
-            || (node.state.serves() && self.must_fence(Some(session), self.in_grace()))
-            || self.may_unfence(node, session);
-        if asks {
+        let must_fence = node.state.serves() && self.must_fence(Some(session), self.in_grace());
+        let asks = session.wanted == WantedState::Draining || self.may_unfence(node, session);
+        if must_fence {
             self.look_at_nodes();
+        } else if asks {
+            self.look_at_nodes_soon();
         }
+    }
+
+    /// All nodes are looked at in a moment, so that what many of them ask for at once is one change.
+    pub(super) fn look_at_nodes_soon(&mut self) {
+        let nodes = self.image().map_or(0, |image| image.storage.len() as u64);
+        let gather = Duration::from_millis(nodes / NODES_PER_MS).min(GATHER_AT_MOST);
+        self.nodes_due = self.nodes_due.min(self.nodes_seen_at + gather);
     }
 
     /// Whether a node that serves must be fenced now.
@@ -455,6 +468,7 @@ impl Controller {
     /// What the liveness of nodes asks for, one change at a time. True where one was begun.
     pub(super) fn work_for_nodes(&mut self) -> bool {
         if self.mono() >= self.nodes_due {
+            self.nodes_seen_at = self.mono();
             if self.work_for_liveness() {
                 return true;
             }

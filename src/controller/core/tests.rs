@@ -748,3 +748,18 @@ fn bytes_from_outside_change_nothing_and_are_answered() {
     assert!(error.message.contains("partitons"), "{error}");
     assert_eq!(rig.core.history().position(), before);
 }
+
+#[test]
+fn what_many_nodes_ask_for_at_once_is_one_change() {
+    const NODES: u32 = 200;
+    let mut rig = Rig::active();
+    (0..NODES).for_each(|id| rig.register(id));
+    let before = rig.stream.len();
+    for id in 0..NODES {
+        rig.heartbeat(id, 10 + u64::from(id), 1);
+    }
+    rig.pass(Duration::from_millis(100));
+    assert!((0..NODES).all(|id| rig.node(id).state == NodeState::Active));
+    let changes = rig.stream.len() - before;
+    assert!(changes < 10, "{changes} changes for {NODES} nodes");
+}

@@ -18,26 +18,31 @@ use super::disk::{self, Disk, DiskState, Job};
 use super::lease::{self, Ask};
 use super::link;
 use super::listen::{Ears, Heard, Listener};
-use super::{Clock, ControllerError, JetStream, view};
+use super::{JetStream, message_limit, view};
 use crate::bus::advisories::Disconnect;
 use crate::bus::lease::LeaseEvent;
 use crate::bus::log::FollowEvent;
 use crate::bus::service::Responder;
 use crate::config::{self, Services};
-use crate::controller::core::{Controller, Effect, Identity, Input, Token};
+use crate::controller::core::{Controller, Effect, Identity, Input, Now, Token};
 use crate::disk::{DataDirectory, MetadataReader, MetadataStore};
+use crate::process::{self, Clock, LinkEvent, ProcessError};
 use crate::types::{ClusterId, Connection, StorageId, TopicId, Version};
 use crate::wire::{Code, WireError};
 
 /// What reaches the driver from the tasks beside it.
 pub(super) enum Report {
     Input(Input),
-    /// The connection stands, and the server has every subscription.
-    Up(Connection),
-    Down,
+    Link(LinkEvent),
     Services(Arc<Services>),
     /// Somebody needs a newer snapshot than this disk has.
     WantsSnapshot,
+}
+
+impl From<LinkEvent> for Report {
+    fn from(event: LinkEvent) -> Self {
+        Self::Link(event)
+    }
 }
 
 /// Where an answer goes.
@@ -51,6 +56,8 @@ pub(super) struct Parts {
     pub(super) core: Controller,
     pub(super) me: Identity,
     pub(super) belongs_to: Option<ClusterId>,
+    /// No message is longer than this, whatever the server takes.
+    pub(super) message_cap: usize,
     pub(super) clock: Clock,
     pub(super) connection: config::Connection,
     pub(super) jetstream: JetStream,
@@ -63,6 +70,7 @@ pub(super) struct Driver {
     pub(super) me: Identity,
     /// The cluster that the directory was bound to when this process began.
     pub(super) belongs_to: Option<ClusterId>,
+    message_cap: usize,
     pub(super) clock: Clock,
     pub(super) client: Client,
     pub(super) generation: watch::Receiver<u64>,
@@ -89,7 +97,7 @@ pub(super) struct Driver {
     compacting: bool,
     pub(super) tasks: JoinSet<()>,
     pub(super) reports: mpsc::Sender<Report>,
-    pub(super) ended: Option<Result<(), ControllerError>>,
+    pub(super) ended: Option<Result<(), ProcessError>>,
 }
 
 /// The ends of channels that the driver takes from.
@@ -126,8 +134,9 @@ impl Driver {
         directory: DataDirectory,
         store: MetadataStore,
         shutdown: mpsc::Receiver<()>,
-    ) -> Result<(), ControllerError> {
-        let Parts { core, me, belongs_to, clock, connection, jetstream, services: source, advisories } = parts;
+    ) -> Result<(), ProcessError> {
+        let Parts { core, me, belongs_to, message_cap, clock, connection, jetstream, services: source, advisories } =
+            parts;
         let (client, generation) = (connection.client.clone(), connection.generation.clone());
         let services = source.borrow().clone();
         let Disk { jobs, state: disk, reader, thread } = disk::start(directory, store)?;
@@ -142,11 +151,12 @@ impl Driver {
 
         let ears = Ears { heartbeats, acks, peers, fetches };
         let mut listener = Listener::new(client.clone(), clock, me.controller, ears);
-        listener.listen(&services).await.map_err(ControllerError::Subscriptions)?;
+        listener.listen(&services).await.map_err(ProcessError::Subscriptions)?;
         let mut tasks = JoinSet::new();
         tasks.spawn(listener.work(source.clone(), reports.clone()));
         tasks.spawn(admin::work(client.clone(), source, serves.subscribe(), admin));
-        tasks.spawn(link::watch(connection, jetstream.clone(), reports.clone()));
+        let tended = jetstream.clone();
+        tasks.spawn(process::watch(connection, reports.clone(), move || link::make_sure(tended.clone())));
         // On its own, so that its end can be waited for.
         let mut releasing = JoinSet::new();
         releasing.spawn(lease::work(jetstream.lease.clone(), generation.clone(), asks_in, reports.clone()));
@@ -166,6 +176,7 @@ impl Driver {
             core,
             me,
             belongs_to,
+            message_cap,
             clock,
             client,
             generation,
@@ -197,7 +208,7 @@ impl Driver {
         result
     }
 
-    async fn drive(&mut self, inbox: &mut Inbox) -> Result<(), ControllerError> {
+    async fn drive(&mut self, inbox: &mut Inbox) -> Result<(), ProcessError> {
         loop {
             let worked = self.turn(inbox).await;
             if let Some(ended) = self.ended.take() {
@@ -311,7 +322,7 @@ impl Driver {
                     let state = inbox.disk.borrow_and_update().clone();
                     self.on_disk(state).await;
                 }
-                Err(_) => self.ended = Some(Err(ControllerError::Ended("the disk's thread has ended".into()))),
+                Err(_) => self.ended = Some(Err(ProcessError::Ended("the disk's thread has ended".into()))),
             },
             Some(disconnect) = next(self.advisories.as_mut().map(|(_, events)| events)) => {
                 self.on_advisory(disconnect).await;
@@ -332,12 +343,16 @@ impl Driver {
     async fn on_report(&mut self, report: Report) {
         match report {
             Report::Input(input) => self.feed(input).await,
-            Report::Up(connection) => {
+            Report::Link(LinkEvent::Up { connection, max_payload }) => {
+                match message_limit(max_payload, self.message_cap) {
+                    Ok(limit) => self.feed(Input::MessageLimit(limit)).await,
+                    Err(error) => return self.ended = Some(Err(error)),
+                }
                 // A watch from before would not repeat what it has said, and the core wants to hear how things stand.
                 self.lease_events = Some(self.jetstream.lease.watch(self.generation.clone(), BATCH));
                 self.feed(Input::Connected(connection)).await;
             }
-            Report::Down => self.feed(Input::Disconnected).await,
+            Report::Link(LinkEvent::Down) => self.feed(Input::Disconnected).await,
             Report::Services(services) => {
                 tracing::info!("a new services.json holds");
                 let view = view(&services, &self.jetstream.log);
@@ -459,7 +474,7 @@ impl Driver {
 
     /// Gives the core one input, and carries out what it says.
     async fn feed(&mut self, input: Input) {
-        let now = self.clock.now();
+        let now = Now { monotonic: self.clock.monotonic(), wall: self.clock.wall() };
         let mut effects = std::mem::take(&mut self.effects);
         self.core.handle(now, input, &mut effects);
         let mut serves = *self.serves.borrow();

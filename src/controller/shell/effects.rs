@@ -10,11 +10,12 @@ use super::admin;
 use super::disk::Job;
 use super::driver::{Driver, Reply, Report};
 use super::lease::Ask;
-use super::serve::Fetch;
-use super::{ControllerError, QUESTION, fetch, report, snapshots};
+use super::{QUESTION, fetch, report, snapshots};
 use crate::bus::log::{self, AppendError, History as Log};
 use crate::bus::{BusError, raw};
 use crate::controller::core::{AppendResult, Effect, Head, Input, LeaseResult, Level, MetadataHolder, Now, Token};
+use crate::process::serve::Fetch;
+use crate::process::{ProcessError, message_room};
 use crate::types::{Monotonic, Position, StorageId, Version};
 use crate::wire::CHUNK_HEADER;
 use crate::wire::{Code, FetchRequest, WireError, WireMessage};
@@ -23,8 +24,6 @@ use crate::wire::{Code, FetchRequest, WireError, WireMessage};
 const FOLLOWED: usize = 1_024;
 /// After so long in the connection's full queue, a message counts as lost on the way.
 const QUEUE_PATIENCE: Duration = Duration::from_millis(20);
-/// What an answer's headers and envelope take.
-const ENVELOPE: usize = 16 * 1024;
 
 impl Driver {
     pub(super) async fn carry_out(&mut self, now: Now, effect: Effect) {
@@ -100,7 +99,7 @@ impl Driver {
                 Level::Error => tracing::error!(target: "dmq::controller", "{words}"),
             },
             Effect::Exit { words } => {
-                self.ended.get_or_insert(Err(ControllerError::Ended(words)));
+                self.ended.get_or_insert(Err(ProcessError::Ended(words)));
             }
             Effect::Stopped => {
                 self.ended.get_or_insert(Ok(()));
@@ -222,7 +221,7 @@ impl Driver {
             let error = WireError::new(Code::Busy, "too many fetches are under way; ask again soon");
             return self.publish(reply, error.encode()).await;
         };
-        let max_bytes = self.client.max_payload().saturating_sub(ENVELOPE);
+        let max_bytes = message_room(self.client.max_payload());
         let (reader, controller) = (self.reader.clone(), self.me.controller);
         let fetch = Fetch { reader, cluster, controller, request, head, max_bytes };
         let (client, reports) = (self.client.clone(), self.reports.clone());

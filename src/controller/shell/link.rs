@@ -1,16 +1,13 @@
-//! The connections to NATS: whether the one over which all is said stands, and the one to the system account that tells
-//! who has died.
+//! What a controller sees to beside its core: the connection to the system account, which tells who has died, and its buckets.
 
 use std::time::Duration;
 
 use async_nats::Client;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::JetStream;
-use super::driver::Report;
 use crate::bus::advisories::{self, Disconnect};
-use crate::bus::raw;
-use crate::config::{ConnectError, Connection, NatsSettings, connect_system};
+use crate::config::{ConnectError, NatsSettings, connect_system};
 use crate::types::ControllerId;
 
 /// How many servers keep what must survive one of them.
@@ -65,84 +62,11 @@ pub(super) async fn advisories(
     }
 }
 
-/// Whether the connection is up, and which one it is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct State {
-    generation: u64,
-    up: bool,
-}
-
-struct States {
-    generation: watch::Receiver<u64>,
-    connected: watch::Receiver<bool>,
-}
-
-impl States {
-    fn look(&mut self) -> State {
-        State { generation: *self.generation.borrow_and_update(), up: *self.connected.borrow_and_update() }
-    }
-
-    /// False once the client is gone.
-    async fn changed(&mut self) -> bool {
-        tokio::select! {
-            changed = self.generation.changed() => changed.is_ok(),
-            changed = self.connected.changed() => changed.is_ok(),
-        }
-    }
-
-    fn has_changed(&self) -> bool {
-        self.generation.has_changed().unwrap_or(true) || self.connected.has_changed().unwrap_or(true)
-    }
-}
-
-/// Reports when the connection is lost, and when it stands again with every subscription in place.
-pub(super) async fn watch(connection: Connection, jetstream: JetStream, reports: mpsc::Sender<Report>) {
-    const PATIENCE: Duration = Duration::from_secs(2);
-    const RETRY: Duration = Duration::from_millis(50);
-    let Connection { client, generation, connected, .. } = connection;
-    let mut states = States { generation, connected };
-    let mut said: Option<State> = None;
-    loop {
-        let now = states.look();
-        if said.is_some_and(|said| said != now) {
-            said = None;
-            if reports.send(Report::Down).await.is_err() {
-                return;
-            }
-        }
-        if now.up && said.is_none() {
-            // The client repeats its subscriptions before anything else that it sends.
-            let established = raw::established(&client, PATIENCE).await;
-            if let (Ok(connection), false) = (established, states.has_changed()) {
-                if reports.send(Report::Up(connection)).await.is_err() {
-                    return;
-                }
-                said = Some(now);
-                make_sure(&jetstream, &mut states).await;
-                continue;
-            }
-        }
-        let is_said = said.is_some() || !now.up;
-        tokio::select! {
-            goes_on = states.changed() => if !goes_on { return },
-            () = tokio::time::sleep(RETRY), if !is_said => {}
-        }
-    }
-}
-
-/// Sees to the buckets until they are there, or the connection has changed.
-async fn make_sure(jetstream: &JetStream, states: &mut States) {
+/// Sees to the buckets until they are there.
+pub(super) async fn make_sure(jetstream: JetStream) {
     const RETRY: Duration = Duration::from_millis(500);
-    let trying = async {
-        while let Err(error) = jetstream.make_sure().await {
-            tracing::warn!(%error, "JetStream does not serve");
-            tokio::time::sleep(RETRY).await;
-        }
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        () = trying => {}
-        // The states are looked at anew by whoever called.
-        _ = states.changed() => {}
+    while let Err(error) = jetstream.make_sure().await {
+        tracing::warn!(%error, "JetStream does not serve");
+        tokio::time::sleep(RETRY).await;
     }
 }

@@ -8,39 +8,36 @@ mod admin;
 mod disk;
 mod driver;
 mod effects;
-mod error;
 mod fetch;
 mod lease;
 mod link;
 mod listen;
 mod pipe;
-mod recover;
-mod serve;
 mod snapshots;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-use super::core::{Controller, Identity, Input, Now, ServicesView, Settings};
+use super::core::{Controller, Identity, Input, ServicesView, Settings};
 use crate::bus::BusError;
 use crate::bus::lease::{Lease, LeaseConfig};
 use crate::bus::log::{History as Log, HistoryConfig};
 use crate::bus::snapshots::{Snapshots, SnapshotsConfig};
 use crate::config::{self, NatsSettings, Services};
 use crate::disk::{DataDirectory, MetadataStore, Role};
-use crate::types::{ClusterId, ControllerId, IncarnationId, Monotonic, WallTime};
+use crate::process::{Clock, LEAST_MAX_PAYLOAD, ProcessError, message_room, recover, with_signals};
+use crate::types::{ClusterId, ControllerId, IncarnationId};
 use driver::{Driver, Report};
-pub use error::ControllerError;
 
 /// What a controller is started with.
 pub struct Options {
     pub id: ControllerId,
     pub data: PathBuf,
+    /// Its `message_limit` is lowered to what the server takes.
     pub settings: Settings,
     pub nats: NatsSettings,
     pub connect_timeout: Duration,
@@ -50,74 +47,33 @@ pub struct Options {
     pub services: watch::Receiver<Arc<Services>>,
 }
 
-/// This process's clocks: the monotonic one begins when it is made.
-#[derive(Clone, Copy, Debug)]
-struct Clock {
-    base: Instant,
-}
-
-impl Clock {
-    fn start() -> Self {
-        Self { base: Instant::now() }
-    }
-
-    fn monotonic(&self) -> Monotonic {
-        Monotonic(u64::try_from(self.base.elapsed().as_micros()).unwrap_or(u64::MAX))
-    }
-
-    fn now(&self) -> Now {
-        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let wall = WallTime(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX));
-        Now { monotonic: self.monotonic(), wall }
-    }
-
-    fn instant(&self, at: Monotonic) -> Instant {
-        self.base + Duration::from_micros(at.0)
-    }
-}
-
 /// Runs until SIGTERM or SIGINT, or until it cannot go on.
 ///
 /// # Errors
-/// [`ControllerError`], with what to do where a person can do something.
-pub async fn run(options: Options) -> Result<(), ControllerError> {
-    let (sender, shutdown) = mpsc::channel(1);
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let listening = tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
-            }
-            if sender.send(()).await.is_err() {
-                return;
-            }
-        }
-    });
-    let result = run_until(options, shutdown).await;
-    listening.abort();
-    result
+/// [`ProcessError`], with what to do where a person can do something.
+pub async fn run(options: Options) -> Result<(), ProcessError> {
+    with_signals(|shutdown| run_until(options, shutdown)).await
 }
 
 /// As [`run`], told to end by a message. Dropped, it ends like a crash: nothing is given back.
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_until(options: Options, shutdown: mpsc::Receiver<()>) -> Result<(), ControllerError> {
+pub async fn run_until(options: Options, shutdown: mpsc::Receiver<()>) -> Result<(), ProcessError> {
     let clock = Clock::start();
     let Options { id, data, mut settings, nats, connect_timeout, replicas, services } = options;
 
     let directory = DataDirectory::open(&data, Role::Controller)?;
     let bound = directory.identity().id.map(ControllerId);
     if let Some(bound) = bound.filter(|bound| *bound != id) {
-        return Err(ControllerError::OtherId { bound, asked: id });
+        return Err(ProcessError::OtherId { role: "controller", bound: bound.0, asked: id.0 });
     }
     let belongs_to = directory.identity().cluster_id;
     let (store, recovered) = MetadataStore::open(&directory.metadata_path())?;
     if recovered.torn_bytes_cut > 0 {
         tracing::info!(bytes = recovered.torn_bytes_cut, "a crash had cut an append short; it was never acknowledged");
     }
-    let (history, last) = recover::recover(recovered)?;
+    let (history, last) = recover(recovered)?;
     tracing::info!(
         controller = %id, data = %data.display(), directory = %directory.directory_id(), version = %history.position().version,
         cluster = belongs_to.map_or_else(|| "none yet".to_owned(), |cluster| cluster.to_string()),
@@ -126,7 +82,7 @@ pub async fn run_until(options: Options, shutdown: mpsc::Receiver<()>) -> Result
     if let (Some(bound), Some(image)) = (belongs_to, history.image())
         && bound != image.cluster
     {
-        return Err(ControllerError::OtherCluster { bound, found: image.cluster });
+        return Err(ProcessError::OtherCluster { bound, found: image.cluster });
     }
     let me = Identity {
         controller: id,
@@ -139,10 +95,8 @@ pub async fn run_until(options: Options, shutdown: mpsc::Receiver<()>) -> Result
     let connection = config::connect(&nats, &name, connect_timeout, true).await?;
     let deaf = connection.deaf_within(connect_timeout);
     let client = connection.client.clone();
-    // A message has an envelope and headers around what the core puts in.
-    let room = client.max_payload().saturating_sub(8 * 1024).max(4 * 1024);
-    settings.message_limit = settings.message_limit.min(room);
-    settings.push_max_bytes = settings.push_max_bytes.min(room);
+    let message_cap = settings.message_limit;
+    settings.message_limit = message_limit(client.max_payload(), message_cap)?;
     let advisories = link::advisories(&nats, id, connect_timeout).await?;
 
     let replicas = if replicas == 0 { link::replicas(&client) } else { replicas };
@@ -169,11 +123,22 @@ pub async fn run_until(options: Options, shutdown: mpsc::Receiver<()>) -> Result
     );
 
     let core = Controller::new(me, settings, history, last);
-    let parts = driver::Parts { core, me, belongs_to, clock, connection, jetstream, services, advisories };
+    let parts = driver::Parts { core, me, belongs_to, message_cap, clock, connection, jetstream, services, advisories };
     tokio::select! {
         ended = Driver::run(parts, directory, store, shutdown) => ended,
         error = deaf => Err(error.into()),
     }
+}
+
+/// What the core may put into one message, which has an envelope around it.
+///
+/// # Errors
+/// Where the server takes only messages into which not every record fits.
+fn message_limit(max_payload: usize, cap: usize) -> Result<usize, ProcessError> {
+    if max_payload < LEAST_MAX_PAYLOAD {
+        return Err(ProcessError::MaxPayload { max_payload });
+    }
+    Ok(message_room(max_payload).min(cap))
 }
 
 /// The longest wait for one answer of JetStream. The core asks again after two seconds.

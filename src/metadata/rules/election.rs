@@ -10,10 +10,10 @@ use smallvec::SmallVec;
 use crate::metadata::{Image, NodeState, Partition, PartitionChange, Record, Topic};
 use crate::types::{DirectoryId, PartitionId, StorageId, TopicId};
 
-/// The most partitions in one record, and the most replicas that they name together: records stay below 64 KB, so that changes
-/// can be split even where messages are small.
-pub(super) const PARTITIONS_PER_RECORD: usize = 500;
-pub(super) const REPLICAS_PER_RECORD: usize = 4_000;
+/// The most partitions in one record, and the most replicas that they name together: records stay below 56 KiB whatever the
+/// numbers in them, so that changes can be split even where messages are of 64 KiB.
+pub(super) const PARTITIONS_PER_RECORD: usize = 250;
+pub(super) const REPLICAS_PER_RECORD: usize = 2_000;
 
 /// How the nodes stand once the change that is being decided has taken effect.
 pub struct Standing<'a> {
@@ -369,7 +369,28 @@ mod tests {
             })
             .collect();
         let (first, second) = (topic_id(0), topic_id(1));
-        assert_eq!(sizes, [(first, 500), (first, 500), (first, 100), (second, 125), (second, 75)]);
+        let of_first = [250, 250, 250, 250, 100].map(|size| (first, size));
+        let of_second = [62, 62, 62, 14].map(|size| (second, size));
+        assert_eq!(sizes, [&of_first[..], &of_second].concat());
+    }
+
+    #[test]
+    fn the_largest_record_fits_the_smallest_message() {
+        let far = StorageId(u32::MAX);
+        let widest = |number| PartitionChange {
+            partition: crate::metadata::MAX_PARTITIONS + number,
+            leader: Some(Some(far)),
+            isr: Some(vec![far; REPLICAS_PER_RECORD / PARTITIONS_PER_RECORD]),
+            waits_for: Some(directory(0)),
+            recovering: Some(false),
+        };
+        let mut gathered = Gathered::default();
+        (0..PARTITIONS_PER_RECORD as u32).for_each(|number| gathered.push(topic_id(0), widest(number)));
+        let records = gathered.records();
+        assert_eq!(records.len(), 1);
+        let bytes = serde_json::to_vec(&records[0]).unwrap().len();
+        // An envelope is around it, with a cause in words and a request's id and answer.
+        assert!(bytes < (56 << 10) - 2_000, "{bytes} bytes");
     }
 
     #[test]

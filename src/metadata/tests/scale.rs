@@ -27,6 +27,7 @@ fn a_million_partitions() {
         println!("-- {topics} topics, 30 nodes");
         let mut world = World::with_nodes(30);
         let each = 1_000_000 / topics;
+        timed("a million placed", || crate::metadata::place(world.image(), 1_000_000, 3).unwrap());
         timed("placed and applied", || {
             for number in 0..topics {
                 let (name, id) = (format!("n{number}"), topic_id(number));

@@ -39,6 +39,8 @@ pub struct Settings {
     pub lease_max: Duration,
     /// The most partitions of one request for in-sync replicas.
     pub isr_batch: usize,
+    /// The most bytes of such a request.
+    pub request_max_bytes: usize,
     /// The most bytes of applied changes that may wait for the disk; pushes beyond that go unacknowledged.
     pub unsaved_max_bytes: usize,
     /// Where the jitter of retries begins: different for each process.
@@ -55,6 +57,7 @@ impl Default for Settings {
             retry_max: Duration::from_secs(2),
             lease_max: Duration::from_secs(60),
             isr_batch: 1_000,
+            request_max_bytes: 512 << 10,
             unsaved_max_bytes: 64 << 20,
             jitter_seed: 0,
         }
@@ -113,6 +116,9 @@ impl Applied {
 
 #[derive(Clone, Debug)]
 pub enum Input {
+    /// The most bytes of one request that the server takes which the connection leads to. It comes before
+    /// [`Input::Connected`] and replaces [`Settings::request_max_bytes`].
+    MessageLimit(usize),
     /// The connection to NATS is up. Also after a reconnect, with the new connection; every subscription is in place.
     Connected(Connection),
     Disconnected,

@@ -44,12 +44,20 @@ impl StorageCore {
         let (Some(storage), Some(node_epoch)) = (self.my_id(), self.registration.node_epoch) else { return };
         let Some(image) = self.history.image() else { return };
         let wished = self.leads.under.iter().filter_map(|&(topic, partition)| wish(image, storage, topic, partition));
-        let partitions: Vec<_> = wished.take(self.settings.isr_batch).collect();
+        let (mut room, mut is_full) = (self.settings.request_max_bytes, false);
+        let fits = |wish: &IsrRequest| {
+            // A single one goes in any case: it is far smaller than any message may be.
+            let left = room.checked_sub(size(wish)).or((room == self.settings.request_max_bytes).then_some(0));
+            is_full |= left.is_none();
+            room = left.unwrap_or(0);
+            left.is_some()
+        };
+        let partitions: Vec<_> = wished.take(self.settings.isr_batch).take_while(fits).collect();
         if partitions.is_empty() {
             return;
         }
         // What did not fit is looked at again after the answer.
-        self.isr.dirty = partitions.len() == self.settings.isr_batch;
+        self.isr.dirty = is_full || partitions.len() == self.settings.isr_batch;
         let call = self.call();
         self.isr.waiting = Some(Waiting { call, until: now + self.settings.request_timeout });
         out.push(Effect::RequestIsr { call, request: PartitionAlter { storage, node_epoch, partitions } });
@@ -92,6 +100,13 @@ impl StorageCore {
         self.isr.dirty = true;
         self.isr.retry.failed(now, &self.settings, &mut self.jitter);
     }
+}
+
+/// At most so many bytes as JSON.
+fn size(wish: &IsrRequest) -> usize {
+    const ONE: usize = 192;
+    const MEMBER: usize = 64;
+    ONE + MEMBER * wish.isr.len()
 }
 
 /// All replicas that can be in sync, where they are more than now or the partition is to recover. None where a member cannot be asked for at present: the

@@ -105,6 +105,7 @@ impl StorageCore {
 
     fn take(&mut self, now: Monotonic, input: Input, out: &mut Vec<Effect>) {
         match input {
+            Input::MessageLimit(bytes) => self.settings.request_max_bytes = bytes,
             Input::Connected(connection) => self.connected(now, connection, out),
             Input::Disconnected => self.disconnected(now, out),
             Input::Tick => {}

@@ -9,7 +9,7 @@ use super::backoff::{Retry, Waiting};
 use super::{Call, CallError, Effect, Level, StorageCore, answer_of};
 use crate::types::{ClusterId, Monotonic, NodeEpoch, StorageId};
 use crate::wire::admin::{NodeRegister, NodeRegistered};
-use crate::wire::{Code, WireError};
+use crate::wire::{Code, NodeRefusal, WireError};
 
 #[derive(Default)]
 pub(super) struct Registration {
@@ -19,50 +19,6 @@ pub(super) struct Registration {
     subscribing: bool,
     waiting: Option<Waiting>,
     retry: Retry,
-}
-
-/// What a refusal means for the node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Refusal {
-    /// It may pass.
-    Retry,
-    /// Only a person can help, by changing how this node is started.
-    Fatal,
-}
-
-fn refusal(code: Code) -> Refusal {
-    match code {
-        Code::NodeRemoved | Code::DirectoryMismatch => Refusal::Fatal,
-        // Another cluster's controllers may be gone tomorrow, and until then `metadata restore` may need what this node has.
-        Code::InconsistentClusterId
-        // The former incarnation's session may still run.
-        | Code::DuplicateNode
-        | Code::InvalidRequest
-        | Code::UnsupportedVersion
-        | Code::TopicAlreadyExists
-        | Code::UnknownTopicOrPartition
-        | Code::InvalidTopicException
-        | Code::InvalidPartitions
-        | Code::InvalidReplicationFactor
-        | Code::InvalidConfig
-        | Code::VersionConflict
-        | Code::RequestIdReused
-        | Code::NotController
-        | Code::HistoryLost
-        | Code::Unknown
-        | Code::Busy
-        | Code::UnknownNode
-        | Code::StaleNodeEpoch
-        | Code::FencedLeaderEpoch
-        | Code::NotLeaderOrFollower
-        | Code::InvalidUpdateVersion
-        | Code::IneligibleReplica
-        | Code::InvalidReplicaAssignment
-        | Code::NodeInUse
-        | Code::RequestTimedOut
-        | Code::MessageTooLarge
-        | Code::InvalidState => Refusal::Retry,
-    }
 }
 
 impl Registration {
@@ -164,9 +120,12 @@ impl StorageCore {
         };
         match answer.and_then(|registered| self.check_registered(registered)) {
             Ok(registered) => self.registered(now, &registered, out),
-            Err(error) => match refusal(error.code) {
-                Refusal::Fatal => self.exit(format!("this node cannot join: {error}"), 1, out),
-                Refusal::Retry => {
+            Err(error) => match error.code.for_node() {
+                // Only a person can help, by changing how this node is started.
+                NodeRefusal::Removed | NodeRefusal::OtherDirectory => {
+                    self.exit(format!("this node cannot join: {error}"), 1, out)
+                }
+                NodeRefusal::Unregistered | NodeRefusal::Retry => {
                     self.registration.retry.failed(now, &self.settings, &mut self.jitter);
                     self.complain(now, "register-refused", Level::Warn, out, || {
                         format!("not registered yet, it is tried again: {error}")

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::{CallError, Effect, Level, StorageCore, decode};
 use crate::types::{Connection, ControllerEpoch, ControllerId, Monotonic, NodeEpoch, Position, Version};
-use crate::wire::{Code, Health, Heartbeat, HeartbeatAnswer, PairingField, WantedState, WireError};
+use crate::wire::{Code, Health, Heartbeat, HeartbeatAnswer, NodeRefusal, PairingField, WantedState, WireError};
 
 /// How many heartbeats may be without an answer and still get one that counts.
 const OUTSTANDING: usize = 16;
@@ -259,47 +259,19 @@ impl StorageCore {
     }
 
     fn heartbeat_refused(&mut self, now: Monotonic, error: &WireError, counts: bool, out: &mut Vec<Effect>) {
-        match error.code {
-            Code::NodeRemoved if counts && self.registration.node_epoch.is_some() => {
+        match error.code.for_node() {
+            NodeRefusal::Removed if counts && self.registration.node_epoch.is_some() => {
                 self.session.revoke();
                 self.tell_may_lead(now, out);
                 self.exit(format!("this node was removed from the cluster: {error}"), 1, out);
                 return;
             }
-            Code::UnknownNode | Code::StaleNodeEpoch | Code::DuplicateNode | Code::DirectoryMismatch if counts => {
+            NodeRefusal::Unregistered | NodeRefusal::OtherDirectory if counts => {
                 self.session.revoke();
                 self.tell_may_lead(now, out);
                 self.register_anew(now);
             }
-            Code::UnknownNode
-            | Code::StaleNodeEpoch
-            | Code::DuplicateNode
-            | Code::NodeRemoved
-            | Code::InconsistentClusterId
-            | Code::DirectoryMismatch
-            | Code::InvalidRequest
-            | Code::UnsupportedVersion
-            | Code::TopicAlreadyExists
-            | Code::UnknownTopicOrPartition
-            | Code::InvalidTopicException
-            | Code::InvalidPartitions
-            | Code::InvalidReplicationFactor
-            | Code::InvalidConfig
-            | Code::VersionConflict
-            | Code::RequestIdReused
-            | Code::NotController
-            | Code::HistoryLost
-            | Code::Unknown
-            | Code::Busy
-            | Code::FencedLeaderEpoch
-            | Code::NotLeaderOrFollower
-            | Code::InvalidUpdateVersion
-            | Code::IneligibleReplica
-            | Code::InvalidReplicaAssignment
-            | Code::NodeInUse
-            | Code::RequestTimedOut
-            | Code::MessageTooLarge
-            | Code::InvalidState => {}
+            NodeRefusal::Removed | NodeRefusal::Unregistered | NodeRefusal::OtherDirectory | NodeRefusal::Retry => {}
         }
         self.complain(now, "heartbeat-refused", Level::Warn, out, || format!("the heartbeat was refused: {error}"));
     }

@@ -135,3 +135,58 @@ fn a_leader_from_an_unclean_election_says_that_it_has_recovered_even_where_nobod
     let effects = node.after(10_000, Input::Tick);
     assert!(effects.iter().all(|effect| !matches!(effect, Effect::RequestIsr { .. })), "{effects:?} after {has}");
 }
+
+#[test]
+fn what_does_not_fit_one_message_is_asked_for_after_the_answer() {
+    let (mut ledger, _) = alone();
+    ledger.state(OTHER, NodeEpoch(5), NodeState::Active);
+    for number in 1..5 {
+        let replicas = vec![vec![ME, OTHER]];
+        ledger.commit(vec![crate::metadata::Record::PartitionsAdded { topic_id: TOPIC, replicas }]);
+        let partition = number;
+        ledger.partition(PartitionChange {
+            partition,
+            leader: None,
+            isr: Some(vec![ME]),
+            waits_for: None,
+            recovering: None,
+        });
+    }
+    let mut node = Node::registered(&ledger);
+    node.take(Input::MessageLimit(700));
+    node.heartbeat_now();
+    let mut effects = node.answered(&ledger, |_| {});
+    let mut asked = Vec::new();
+    while let Some(Effect::RequestIsr { call, request }) =
+        effects.iter().find(|effect| matches!(effect, Effect::RequestIsr { .. }))
+    {
+        let bytes = serde_json::to_vec(request).unwrap().len();
+        assert!(bytes <= 700 + 100, "{bytes} bytes");
+        asked.push(request.partitions.iter().map(|wish| wish.partition).collect::<Vec<_>>());
+        let base = ledger.position();
+        let partitions: Vec<_> = request
+            .partitions
+            .iter()
+            .map(|wish| IsrOutcome {
+                topic_id: TOPIC,
+                partition: wish.partition,
+                partition_epoch: Some(PartitionEpoch(2)),
+                error: None,
+            })
+            .collect();
+        for outcome in &partitions {
+            ledger.partition(PartitionChange {
+                partition: outcome.partition,
+                leader: None,
+                isr: Some(vec![ME, OTHER]),
+                waits_for: None,
+                recovering: None,
+            });
+        }
+        let body = PartitionAltered { version: ledger.position().version, partitions };
+        let call = *call;
+        node.pushed(&ledger.push(base));
+        effects = node.take(Input::IsrAnswer { call, result: Ok(serde_json::to_vec(&body).unwrap().into()) });
+    }
+    assert_eq!(asked, [vec![0, 1], vec![2, 3], vec![4]]);
+}

@@ -1,4 +1,5 @@
-//! Serving a fetch from this controller's disk: entries while it has them, else its snapshot in chunks.
+//! Serving a fetch from a process's own disk: entries while it has them, else its snapshot in chunks. Storage nodes are asked by
+//! controllers that bring a lost history back.
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -12,21 +13,26 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// What surrounds an entry in an answer.
 const ENTRY_OVERHEAD: usize = 64;
 
-pub(super) struct Served {
-    pub(super) header: Option<String>,
-    pub(super) body: Bytes,
+/// What is answered.
+pub struct Served {
+    /// Of the NATS header that names a piece of a snapshot; None where the body is an answer.
+    pub header: Option<String>,
+    pub body: Bytes,
     /// The disk's log alone does not help who asked: it needs a newer snapshot.
-    pub(super) wants_snapshot: bool,
+    pub wants_snapshot: bool,
 }
 
-pub(super) struct Fetch {
-    pub(super) reader: MetadataReader,
-    pub(super) cluster: ClusterId,
-    pub(super) controller: ControllerId,
-    pub(super) request: FetchRequest,
+/// A fetch, and what it is served from.
+pub struct Fetch {
+    pub reader: MetadataReader,
+    pub cluster: ClusterId,
+    /// Who answers; of a storage node, the number is its own.
+    pub controller: ControllerId,
+    pub request: FetchRequest,
     /// Nothing beyond this is served.
-    pub(super) head: Position,
-    pub(super) max_bytes: usize,
+    pub head: Position,
+    /// Of an answer's entries, or of a piece.
+    pub max_bytes: usize,
 }
 
 enum Found {
@@ -39,7 +45,7 @@ enum Found {
 
 impl Fetch {
     /// Blocks on the disk.
-    pub(super) fn serve(self) -> Served {
+    pub fn serve(self) -> Served {
         let mut answer = FetchAnswer {
             cluster: self.cluster,
             controller: self.controller,

@@ -1,15 +1,18 @@
-//! From what the disk has to the history that the core begins with.
+//! From what the disk has to the history that a core begins with.
 
 use std::io::BufReader;
 
-use super::ControllerError;
+use super::ProcessError;
 use crate::disk::Recovered;
 use crate::metadata::{Change, History, Offered, read_snapshot};
 use crate::types::Version;
 
 /// Folds the snapshot and the changes after it, and gives the last of these too. It ends where the store says that it
 /// does, or not at all.
-pub(super) fn recover(recovered: Recovered) -> Result<(History, Option<Change>), ControllerError> {
+///
+/// # Errors
+/// Where the disk cannot be read, or what it has is no history.
+pub fn recover(recovered: Recovered) -> Result<(History, Option<Change>), ProcessError> {
     let mut history = match recovered.snapshot {
         Some(snapshot) => {
             let (image, position) = read_snapshot(&mut BufReader::new(snapshot))?;
@@ -32,6 +35,6 @@ pub(super) fn recover(recovered: Recovered) -> Result<(History, Option<Change>),
     if history.position() == recovered.position {
         Ok((history, last))
     } else {
-        Err(ControllerError::Inconsistent { found: history.position(), stored: recovered.position })
+        Err(ProcessError::Inconsistent { found: history.position(), stored: recovered.position })
     }
 }

@@ -1,0 +1,213 @@
+//! All logs of a node: their directories, what a node remembers of them, and the commit that makes many durable at once.
+//!
+//! A commit is per node. Few dirty logs are synced each by itself, beside each other; many by one sync of their file system,
+//! whose cost does not grow with their number.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::checkpoint::{self, CLEANED, CheckpointError, LOG_STARTS, Offsets, PARTITION_METADATA};
+use super::partition::{Log, LogConfig, OpenOptions, SyncTicket};
+use super::{Files, LogError, TopicPartition};
+use crate::disk::{Disk, FileSystem};
+use crate::types::{Offset, TopicId};
+
+/// Up to so many dirty logs are synced each by itself. One file is much faster so; from some more on the file system wins.
+const SYNCED_SINGLY: usize = 4;
+
+/// The directory that holds the directories of a node's partitions.
+pub struct LogDirectory {
+    dir: PathBuf,
+    files: Arc<Files>,
+    file_system: Option<Box<dyn FileSystem>>,
+    starts: Offsets,
+    cleaned: Offsets,
+    /// What was opened before: what it was given since is not durable for having been synced at the start.
+    opened: Mutex<BTreeSet<TopicPartition>>,
+}
+
+/// A partition's directory, as it was found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PartitionDirectory {
+    pub id: TopicPartition,
+    /// The topic that it is of; none where its file cannot be read.
+    pub topic: Option<TopicId>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LogDirectoryError {
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    /// Without it records that were deleted would be back.
+    #[error("{} is damaged, {source}. Remove it if records that were deleted may come back", path.display())]
+    Checkpoint { path: PathBuf, source: CheckpointError },
+}
+
+impl LogDirectory {
+    /// Opens the directory, made where it is missing, and makes durable whatever a killed process left in the page cache.
+    /// `open_files` is how many files stay open between their uses.
+    pub fn open(dir: PathBuf, disk: Arc<dyn Disk>, open_files: usize) -> Result<Self, LogDirectoryError> {
+        disk.create_dir(&dir).map_err(io_error("create", &dir))?;
+        let file_system = disk.file_system(&dir).map_err(io_error("open", &dir))?;
+        if let Some(all) = &file_system {
+            all.sync().map_err(io_error("sync the file system of", &dir))?;
+        }
+        let (starts, cleaned) = (read_offsets(&*disk, &dir, LOG_STARTS)?, read_offsets(&*disk, &dir, CLEANED)?);
+        Ok(Self { dir, files: Files::new(disk, open_files), file_system, starts, cleaned, opened: Mutex::default() })
+    }
+
+    pub fn files(&self) -> &Arc<Files> {
+        &self.files
+    }
+
+    /// The partitions that have a directory here.
+    pub fn list(&self) -> Result<Vec<PartitionDirectory>, LogDirectoryError> {
+        let names = self.files.disk().list(&self.dir).map_err(io_error("list", &self.dir))?;
+        let mut found: Vec<PartitionDirectory> = names
+            .iter()
+            .filter_map(|name| TopicPartition::from_directory(name))
+            .map(|id| PartitionDirectory { topic: self.topic_of(&id), id })
+            .collect();
+        found.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(found)
+    }
+
+    fn topic_of(&self, id: &TopicPartition) -> Option<TopicId> {
+        let path = self.dir.join(id.to_string()).join(PARTITION_METADATA);
+        let bytes = checkpoint::read(self.files.disk(), &path).ok()??;
+        checkpoint::parse_partition_metadata(std::str::from_utf8(&bytes).ok()?).ok()
+    }
+
+    /// Opens a partition's log, or makes an empty one. `now_ms` is wall time in milliseconds since 1970. Several threads may
+    /// open different logs at once.
+    pub fn open_log(
+        &self,
+        id: TopicPartition,
+        topic: TopicId,
+        config: LogConfig,
+        now_ms: i64,
+    ) -> Result<Log, LogError> {
+        let key = (id.topic.to_string(), id.partition);
+        let known = |offsets: &Offsets| offsets.get(&key).copied().unwrap_or_default();
+        let is_first = self.opened.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+        let options = OpenOptions {
+            topic,
+            log_start: known(&self.starts),
+            cleaned: known(&self.cleaned),
+            is_synced: is_first && self.file_system.is_some(),
+        };
+        Log::open(id.clone(), self.dir.join(id.to_string()), config, self.files.clone(), options, now_ms)
+    }
+
+    /// Gives another name to the directory of a topic that has been deleted, or made anew meanwhile: nothing serves it any
+    /// more, and nothing of it is lost. The new name.
+    pub fn set_aside(&mut self, id: &TopicPartition) -> Result<PathBuf, LogDirectoryError> {
+        let topic = self.topic_of(id).map_or_else(|| "unknown".into(), |topic| checkpoint::uuid_to_base64(topic.0));
+        let from = self.dir.join(id.to_string());
+        // Kafka's form for what belongs to no topic; no partition's directory ends so.
+        let to = self.dir.join(format!("{id}.{topic}-stray"));
+        self.forget(id, &from);
+        self.files.disk().rename(&from, &to).map_err(io_error("set aside", &from))?;
+        self.files.disk().sync_dir(&self.dir).map_err(io_error("sync", &self.dir))?;
+        Ok(to)
+    }
+
+    /// Deletes a partition's directory with everything in it. Who holds its log drops it before.
+    pub fn remove(&mut self, id: &TopicPartition) -> Result<(), LogDirectoryError> {
+        // Under another name first: half a directory must not be taken for a log.
+        let aside = self.set_aside(id)?;
+        self.files.disk().remove_dir_all(&aside).map_err(io_error("remove", &aside))?;
+        self.files.disk().sync_dir(&self.dir).map_err(io_error("sync", &self.dir))
+    }
+
+    fn forget(&mut self, id: &TopicPartition, dir: &Path) {
+        let key = (id.topic.to_string(), id.partition);
+        self.starts.remove(&key);
+        self.cleaned.remove(&key);
+        self.files.forget_below(dir);
+    }
+
+    /// Makes everything durable that was appended to these logs. One answer for each of them, in their order.
+    pub fn commit(&self, logs: &mut [&mut Log]) -> Vec<Result<(), LogError>> {
+        let mut answers: Vec<Result<(), LogError>> = Vec::with_capacity(logs.len());
+        let mut tickets = Vec::new();
+        for (number, log) in logs.iter_mut().enumerate() {
+            answers.push(match log.begin_sync() {
+                Ok(Some(ticket)) => {
+                    tickets.push((number, ticket));
+                    Ok(())
+                }
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            });
+        }
+        let results = self.sync(&tickets);
+        for ((number, ticket), result) in tickets.into_iter().zip(results) {
+            answers[number] = logs[number].finish_sync(ticket, result);
+        }
+        answers
+    }
+
+    fn sync(&self, tickets: &[(usize, SyncTicket)]) -> Vec<io::Result<()>> {
+        match (&self.file_system, tickets) {
+            (_, []) => Vec::new(),
+            (_, [(_, ticket)]) => vec![ticket.run()],
+            (Some(all), many) if many.len() > SYNCED_SINGLY => {
+                let result = all.sync();
+                // Whose page was lost is not said, so it is everybody's loss.
+                let again = |error: &io::Error| io::Error::new(error.kind(), error.to_string());
+                many.iter()
+                    .map(|_| match &result {
+                        Ok(()) => Ok(()),
+                        Err(error) => Err(again(error)),
+                    })
+                    .collect()
+            }
+            (_, several) => std::thread::scope(|scope| {
+                let threads: Vec<_> = several.iter().map(|(_, ticket)| scope.spawn(|| ticket.run())).collect();
+                let ended = threads.into_iter().map(|thread| thread.join());
+                ended.map(|result| result.unwrap_or_else(|_| Err(io::Error::other("the sync panicked")))).collect()
+            }),
+        }
+    }
+
+    /// Remembers where the logs start and how far they are compacted. `logs` are all that are open; what is known of others
+    /// stays. To be called after `delete_before`, and now and then.
+    pub fn checkpoint<'a>(&mut self, logs: impl IntoIterator<Item = &'a Log>) -> Result<(), LogDirectoryError> {
+        let (mut starts, mut cleaned) = (self.starts.clone(), self.cleaned.clone());
+        for log in logs {
+            let key = (log.id().topic.to_string(), log.id().partition);
+            starts.insert(key.clone(), log.start());
+            cleaned.insert(key, log.first_dirty());
+        }
+        for (name, old, new) in [(LOG_STARTS, &mut self.starts, starts), (CLEANED, &mut self.cleaned, cleaned)] {
+            if *old != new {
+                let path = self.dir.join(name);
+                let text = checkpoint::format_offsets(&new);
+                checkpoint::replace(self.files.disk(), &path, text.as_bytes()).map_err(io_error("write", &path))?;
+                *old = new;
+            }
+        }
+        Ok(())
+    }
+
+    /// The offset that a log is known to start at, whether or not it is open.
+    pub fn known_start(&self, id: &TopicPartition) -> Option<Offset> {
+        self.starts.get(&(id.topic.to_string(), id.partition)).copied()
+    }
+}
+
+fn read_offsets(disk: &dyn Disk, dir: &Path, name: &str) -> Result<Offsets, LogDirectoryError> {
+    let path = dir.join(name);
+    let Some(bytes) = checkpoint::read(disk, &path).map_err(io_error("read", &path))? else {
+        return Ok(Offsets::new());
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    checkpoint::parse_offsets(&text).map_err(|source| LogDirectoryError::Checkpoint { path, source })
+}
+
+fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> LogDirectoryError + 'a {
+    move |source| LogDirectoryError::Io { action, path: path.to_owned(), source }
+}

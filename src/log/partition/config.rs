@@ -1,0 +1,81 @@
+//! How one log is kept: what of a topic's configuration concerns it.
+
+use std::collections::BTreeMap;
+
+use super::super::batch::TimestampType;
+
+/// A log's configuration. The names are Kafka's; sizes are in bytes, times in milliseconds, and what may be absent is
+/// without limit then.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogConfig {
+    pub segment_bytes: u64,
+    pub segment_ms: i64,
+    pub index_interval_bytes: u64,
+    pub max_message_bytes: usize,
+    /// The most that a batch's records may take decompressed, so that a small batch cannot fill the memory.
+    pub max_decompressed_bytes: usize,
+    pub timestamp_type: TimestampType,
+    pub retention_ms: Option<i64>,
+    pub retention_bytes: Option<u64>,
+    /// Whether old segments are deleted (`cleanup.policy` has `delete`).
+    pub delete: bool,
+    /// Whether records are compacted by key (`cleanup.policy` has `compact`).
+    pub compact: bool,
+    pub delete_retention_ms: i64,
+    pub min_compaction_lag_ms: i64,
+    /// How long an idempotent producer is remembered that writes nothing.
+    pub producer_expiration_ms: i64,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 1 << 30,
+            segment_ms: 7 * 24 * 3_600_000,
+            index_interval_bytes: 4096,
+            max_message_bytes: 921_600,
+            max_decompressed_bytes: 128 << 20,
+            timestamp_type: TimestampType::CreateTime,
+            retention_ms: Some(7 * 24 * 3_600_000),
+            retention_bytes: None,
+            delete: true,
+            compact: false,
+            delete_retention_ms: 24 * 3_600_000,
+            min_compaction_lag_ms: 0,
+            producer_expiration_ms: 24 * 3_600_000,
+        }
+    }
+}
+
+impl LogConfig {
+    /// From a topic's configuration, whose values were checked when they were set. Keys that are absent, or whose values
+    /// are not what they may be, have their defaults.
+    pub fn from_topic(keys: &BTreeMap<String, String>) -> Self {
+        let number = |key: &str| keys.get(key).and_then(|value| value.parse::<i64>().ok());
+        let set = |key: &str, into: &mut i64| *into = number(key).unwrap_or(*into);
+        let mut config = Self::default();
+        set("segment.ms", &mut config.segment_ms);
+        set("delete.retention.ms", &mut config.delete_retention_ms);
+        set("min.compaction.lag.ms", &mut config.min_compaction_lag_ms);
+        if let Some(bytes) = number("segment.bytes").and_then(|bytes| u64::try_from(bytes).ok()) {
+            config.segment_bytes = bytes;
+        }
+        if let Some(bytes) = number("max.message.bytes").and_then(|bytes| usize::try_from(bytes).ok()) {
+            config.max_message_bytes = bytes;
+        }
+        if let Some(ms) = number("retention.ms") {
+            config.retention_ms = Some(ms).filter(|ms| *ms >= 0);
+        }
+        if let Some(bytes) = number("retention.bytes") {
+            config.retention_bytes = u64::try_from(bytes).ok();
+        }
+        if let Some(policy) = keys.get("cleanup.policy") {
+            config.delete = policy.split(',').any(|word| word.trim() == "delete");
+            config.compact = policy.split(',').any(|word| word.trim() == "compact");
+        }
+        if keys.get("message.timestamp.type").is_some_and(|kind| kind == "LogAppendTime") {
+            config.timestamp_type = TimestampType::LogAppendTime;
+        }
+        config
+    }
+}

@@ -1,0 +1,251 @@
+//! Taking away: the log's end where histories part, its beginning where it is old, too large, or not wanted any more.
+
+use super::super::producers::Producers;
+use super::super::scan::{Found, Scan, Scanner};
+use super::super::segment::{self, LOG, SNAPSHOT, Segment};
+use super::super::{EpochHistory, LogError};
+use super::Log;
+use crate::types::Offset;
+
+impl Log {
+    /// Cuts off everything at and behind `offset`, durably. Where a batch has records on both sides it goes as a whole. The
+    /// log's end afterwards. `now_ms` is wall time in milliseconds since 1970.
+    pub fn truncate_to(&mut self, offset: Offset, now_ms: i64) -> Result<Offset, LogError> {
+        self.check_usable()?;
+        if offset >= self.end {
+            return Ok(self.end);
+        }
+        if offset < self.first().base {
+            return self.reset_to(offset).map(|()| offset);
+        }
+        match self.cut_end(offset, now_ms) {
+            Ok(()) => Ok(self.end),
+            Err(error) => Err(self.poison(error)),
+        }
+    }
+
+    /// Drops everything and goes on at `offset`, durably: a follower whose log ends before its leader's begins.
+    pub fn reset_to(&mut self, offset: Offset) -> Result<(), LogError> {
+        self.check_usable()?;
+        match self.drop_all(offset) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.poison(error)),
+        }
+    }
+
+    /// Makes `offset` the first one that may be read, and deletes the segments that are wholly before it. Who calls it
+    /// remembers the new start: a crash before that brings back what was still there. Kafka's DeleteRecords; `offset` is at
+    /// most the high watermark.
+    pub fn delete_before(&mut self, offset: Offset) -> Result<Offset, LogError> {
+        self.check_usable()?;
+        if offset > self.end {
+            let (partition, start, end) = (self.id.clone(), self.start, self.end);
+            return Err(LogError::OffsetOutOfRange { partition, offset, start, end });
+        }
+        self.advance_start(offset)?;
+        self.remove_segments_before_start()?;
+        Ok(self.start)
+    }
+
+    /// Deletes the oldest segments that `retention.ms` and `retention.bytes` give up, as far as all their records are below
+    /// `below`, the high watermark. `now_ms` is wall time in milliseconds since 1970. How many segments went.
+    pub fn delete_old(&mut self, now_ms: i64, below: Offset) -> Result<usize, LogError> {
+        self.check_usable()?;
+        self.producers.expire(now_ms.saturating_sub(self.config.producer_expiration_ms));
+        if !self.config.delete {
+            return Ok(0);
+        }
+        let mut size = self.size_bytes();
+        let mut start = self.start;
+        for segment in self.segments.values() {
+            let end = self.upper_bound(segment.base);
+            let old = |ms: i64| segment.largest.0 >= 0 && now_ms.saturating_sub(segment.largest.0) > ms;
+            let too_old = self.config.retention_ms.is_some_and(old);
+            let too_much = self.config.retention_bytes.is_some_and(|limit| size - segment.bytes >= limit);
+            let active = segment.base == self.active().base;
+            // Compaction may have emptied a closed segment; the active one is no older for being empty.
+            let goes = if segment.bytes == 0 { !active } else { too_old || too_much };
+            if end > below || !goes {
+                break;
+            }
+            size -= segment.bytes;
+            start = end;
+        }
+        if start == self.start {
+            return Ok(0);
+        }
+        if start > self.active().base {
+            // The offsets must go on where they were: the next segment's name says it.
+            self.roll()?;
+        }
+        self.advance_start(start)?;
+        self.remove_segments_before_start()
+    }
+
+    fn advance_start(&mut self, offset: Offset) -> Result<(), LogError> {
+        if offset > self.start {
+            self.start = offset;
+            let held = self.epochs.clone();
+            self.epochs.start_at(offset);
+            self.epochs_changed |= self.epochs != held;
+        }
+        Ok(())
+    }
+
+    fn remove_segments_before_start(&mut self) -> Result<usize, LogError> {
+        let mut removed = 0;
+        // Oldest first, each durably, so that a crash leaves no hole.
+        while self.segments.len() > 1 && self.upper_bound(self.first().base) <= self.start {
+            let base = self.first().base;
+            self.first().remove(&self.files, &self.dir).map_err(self.io("remove a segment of", &self.dir))?;
+            self.segments.remove(&base);
+            if self.snapshot != Some(base) {
+                self.remove_snapshot(base)?;
+            }
+            removed += 1;
+        }
+        let first = self.first().base;
+        self.damages.retain(|damage| damage.offsets.end > first);
+        Ok(removed)
+    }
+
+    fn cut_end(&mut self, offset: Offset, now_ms: i64) -> Result<(), LogError> {
+        self.cuts += 1;
+        let (files, dir) = (self.files.clone(), self.dir.clone());
+        // Newest first, each durably, so that a crash leaves no hole.
+        while self.active().base >= offset && self.segments.len() > 1 {
+            let base = self.active().base;
+            self.active().remove(&files, &dir).map_err(self.io("remove a segment of", &dir))?;
+            self.segments.remove(&base);
+        }
+        let base = self.active().base;
+        let path = self.log_path(base);
+        let (position, end, is_hole) = self.place_of(offset).map_err(self.io("read", &path))?;
+        // The indexes go first: what they cover is believed when the log is opened. Then the epochs.
+        self.active_mut().cut_indexes(&files, &dir, end).map_err(self.io("cut an index in", &dir))?;
+        self.epochs.truncate_to(end);
+        self.epochs_changed = true;
+        self.write_epochs()?;
+        let snapshots = self.snapshots_above(end)?;
+        if !snapshots.is_empty() {
+            files.disk().sync_dir(&dir).map_err(self.io("sync", &dir))?;
+        }
+        files.forget(&path);
+        let cut = files.disk().append(&path).and_then(|mut file| {
+            file.truncate(position)?;
+            file.sync()
+        });
+        cut.map_err(self.io("cut", &path))?;
+        self.end = end;
+        self.synced = end;
+        self.start = self.start.min(end);
+        self.cleaned = self.cleaned.min(end);
+        self.damages.retain(|damage| damage.offsets.start < end);
+        self.recount(position, end).map_err(self.io("read", &path))?;
+        let kept = self.snapshot_offsets()?;
+        self.load_producers(kept, now_ms)?;
+        if is_hole && end < offset {
+            // Compaction has left a hole before the cut: its offsets stay used.
+            self.roll_to(offset)?;
+        }
+        Ok(())
+    }
+
+    /// Where in the active segment the first batch is that ends at or behind an offset, and the log's end if it is cut there;
+    /// and whether that batch lies wholly behind the offset.
+    fn place_of(&self, offset: Offset) -> std::io::Result<(u64, Offset, bool)> {
+        let segment = self.active();
+        let (from, _) = segment.floor(&self.files, &self.dir, Offset(offset.0 - 1))?;
+        let file = self.files.reader(&self.path(segment.base, LOG))?;
+        let scan = Scan { from, end: segment.bytes, expected: None, below: self.end, verify: false };
+        let mut scanner = Scanner::new(file, scan);
+        let mut place = (from, segment.base, true);
+        while let Some(found) = scanner.next()? {
+            match found {
+                Found::Batch { position, header } if header.next_offset() <= offset => {
+                    place = (position + header.size() as u64, header.next_offset(), true);
+                }
+                Found::Batch { header, .. } => {
+                    place.2 = header.base_offset >= offset;
+                    break;
+                }
+                Found::Damage { offsets, .. } if offsets.end > offset => {
+                    place.2 = offsets.start >= offset;
+                    break;
+                }
+                Found::Damage { positions, offsets, .. } => place = (positions.end, offsets.end, true),
+            }
+        }
+        Ok(place)
+    }
+
+    /// The largest timestamp, and the entry that is due next, after a cut: the batches behind the last index entry tell.
+    fn recount(&mut self, position: u64, end: Offset) -> std::io::Result<()> {
+        let interval = self.config.index_interval_bytes;
+        let base = self.active().base;
+        let file = self.files.reader(&self.path(base, LOG))?;
+        let active = self.active_mut();
+        active.bytes = position;
+        let from = active.offsets.last().map_or(0, |entry| entry.position.max(0) as u64);
+        active.count_from(from);
+        self.active_mut().first_timestamp = self.first_timestamp(base)?;
+        let scan = Scan { from, end: position, expected: None, below: end, verify: false };
+        let mut scanner = Scanner::new(file, scan);
+        while let Some(found) = scanner.next()? {
+            if let Found::Batch { position, header } = found {
+                self.active_mut().note(&header, position, interval);
+            }
+        }
+        Ok(())
+    }
+
+    fn snapshot_offsets(&self) -> Result<Vec<Offset>, LogError> {
+        let names = self.files.disk().list(&self.dir).map_err(self.io("list", &self.dir))?;
+        let offset = |name: &String| match segment::parse_name(name)? {
+            (offset, SNAPSHOT) => Some(offset),
+            _ => None,
+        };
+        let mut offsets: Vec<Offset> = names.iter().filter_map(offset).collect();
+        offsets.sort_unstable();
+        Ok(offsets)
+    }
+
+    /// Removes the snapshots that know more than the log will have, and says which they were.
+    fn snapshots_above(&mut self, end: Offset) -> Result<Vec<Offset>, LogError> {
+        let above: Vec<Offset> = self.snapshot_offsets()?.into_iter().filter(|offset| *offset > end).collect();
+        above.iter().try_for_each(|offset| self.remove_snapshot(*offset))?;
+        Ok(above)
+    }
+
+    fn drop_all(&mut self, offset: Offset) -> Result<(), LogError> {
+        self.cuts += 1;
+        let (files, dir) = (self.files.clone(), self.dir.clone());
+        while let Some((base, segment)) = self.segments.pop_last() {
+            let removed = segment.remove(&files, &dir);
+            if let Err(error) = removed {
+                self.segments.insert(base, segment);
+                return Err(self.io("remove a segment of", &dir)(error));
+            }
+            if self.segments.is_empty() {
+                let created = Segment::create(&files, &dir, offset);
+                let created = created.and_then(|new| files.disk().sync_dir(&dir).map(|()| new));
+                match created {
+                    Ok(new) => self.segments.insert(offset, new),
+                    Err(error) => {
+                        self.segments.insert(base, segment); // There is always one; nothing is written to it any more.
+                        return Err(self.io("create a segment in", &dir)(error));
+                    }
+                };
+                break;
+            }
+        }
+        for snapshot in self.snapshot_offsets()? {
+            self.remove_snapshot(snapshot)?;
+        }
+        (self.start, self.end, self.synced, self.cleaned) = (offset, offset, offset, offset);
+        (self.epochs, self.epochs_changed) = (EpochHistory::default(), true);
+        (self.producers, self.snapshot) = (Producers::default(), None);
+        self.damages.clear();
+        self.write_epochs()
+    }
+}

@@ -1,0 +1,138 @@
+//! What makes a log durable: the sync of its active segment, and the checkpoints that make opening it quick.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::PoisonError;
+
+use super::super::checkpoint::{self, LEADER_EPOCHS};
+use super::super::files::Writer;
+use super::super::segment::{LOG, SNAPSHOT};
+use super::super::{LogError, segment};
+use super::Log;
+use crate::types::Offset;
+
+/// So many bytes of a segment are appended before its indexes are written; a restart after a kill reads as many again.
+const SPILL_BYTES: u64 = 16 << 20;
+
+/// A sync that can run without the log at hand, on another thread.
+pub struct SyncTicket {
+    writer: Writer,
+    path: PathBuf,
+    end: Offset,
+    cuts: u64,
+}
+
+impl SyncTicket {
+    /// Makes durable what was appended before the ticket was made.
+    pub fn run(&self) -> io::Result<()> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).sync()
+    }
+}
+
+impl Log {
+    /// Whether anything was appended that is not durable.
+    pub fn is_dirty(&self) -> bool {
+        self.synced < self.end
+    }
+
+    /// What has to be synced, or none where nothing has to.
+    pub fn begin_sync(&mut self) -> Result<Option<SyncTicket>, LogError> {
+        self.check_usable()?;
+        if !self.is_dirty() {
+            return Ok(None);
+        }
+        let path = self.path(self.active().base, LOG);
+        let writer = self.files.writer(&path).map_err(self.io("open", &path))?;
+        Ok(Some(SyncTicket { writer, path, end: self.end, cuts: self.cuts }))
+    }
+
+    /// What became of a ticket. After a failed sync the log takes no more writes: the kernel may have dropped the pages.
+    pub fn finish_sync(&mut self, ticket: SyncTicket, result: io::Result<()>) -> Result<(), LogError> {
+        if let Err(error) = result {
+            let error = self.io("sync", &ticket.path)(error);
+            return Err(self.poison(error));
+        }
+        if ticket.cuts == self.cuts {
+            self.synced = self.synced.max(ticket.end);
+        }
+        if self.active().bytes_since_spill >= SPILL_BYTES
+            && !self.is_dirty()
+            && let Err(error) = self.spill()
+        {
+            // It costs a longer restart, and is tried again.
+            self.active_mut().bytes_since_spill = 0;
+            tracing::warn!(%error, "an index was not written");
+        }
+        Ok(())
+    }
+
+    /// Makes everything that was appended durable.
+    pub fn sync(&mut self) -> Result<(), LogError> {
+        match self.begin_sync()? {
+            None => Ok(()),
+            Some(ticket) => {
+                let result = ticket.run();
+                self.finish_sync(ticket, result)
+            }
+        }
+    }
+
+    /// Makes everything durable, with what is needed to open the log without reading much of it. To be called now and then,
+    /// and before the process ends.
+    pub fn checkpoint(&mut self) -> Result<(), LogError> {
+        self.sync()?;
+        self.spill()?;
+        self.write_snapshot()
+    }
+
+    /// Writes the indexes, and before them the epochs: who opens the log reads neither batches nor epochs again of what the
+    /// index covers. Only what is synced may be in them.
+    fn spill(&mut self) -> Result<(), LogError> {
+        if self.is_dirty() {
+            return Ok(());
+        }
+        self.write_epochs()?;
+        let (files, dir) = (self.files.clone(), self.dir.clone());
+        self.active_mut().spill(&files, &dir).map_err(self.io("write an index in", &dir))
+    }
+
+    pub(super) fn write_epochs(&mut self) -> Result<(), LogError> {
+        if self.epochs_changed {
+            let path = self.dir.join(LEADER_EPOCHS);
+            let text = checkpoint::format_epochs(&self.epochs);
+            checkpoint::replace(self.files.disk(), &path, text.as_bytes()).map_err(self.io("write", &path))?;
+            self.epochs_changed = false;
+        }
+        Ok(())
+    }
+
+    /// Writes what is known of the producers as of the log's end.
+    fn write_snapshot(&mut self) -> Result<(), LogError> {
+        if self.snapshot == Some(self.end) || self.end == Offset::ZERO {
+            return Ok(());
+        }
+        let path = segment::path(&self.dir, self.end, SNAPSHOT);
+        let bytes = self.producers.encode();
+        checkpoint::replace(self.files.disk(), &path, &bytes).map_err(self.io("write", &path))?;
+        if let Some(old) = self.snapshot.replace(self.end) {
+            self.remove_snapshot_unless_needed(old)?;
+        }
+        Ok(())
+    }
+
+    /// Snapshots at the segments' bases stay, for a cut that goes back to them.
+    fn remove_snapshot_unless_needed(&self, offset: Offset) -> Result<(), LogError> {
+        if !self.segments.contains_key(&offset) {
+            self.remove_snapshot(offset)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove_snapshot(&self, offset: Offset) -> Result<(), LogError> {
+        let path = segment::path(&self.dir, offset, SNAPSHOT);
+        match self.files.disk().remove(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.io("remove", &path)(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Goes through a segment's batches one after another, and around what is damaged.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::batch::{BatchError, BatchHeader, HEADER_BYTES, size_of_next};
+use crate::disk::{self, ReadFile};
+use crate::types::Offset;
+
+/// The most that is read at once, unless a batch is larger.
+const WINDOW_BYTES: usize = 64 * 1024;
+
+/// What is to be found in a segment.
+#[derive(Debug)]
+pub(super) enum Found {
+    Batch {
+        position: u64,
+        header: BatchHeader,
+    },
+    /// No batch can be read here. Behind `positions` one can again, unless they go to the end of the file.
+    Damage {
+        positions: Range<u64>,
+        offsets: Range<Offset>,
+        what: String,
+    },
+}
+
+/// How a scan is done.
+pub(super) struct Scan {
+    pub from: u64,
+    /// Where the readable bytes end.
+    pub end: u64,
+    /// What the first batch's base offset is at least; none where that is not known. Holes are no damage: compaction and
+    /// followers of a compacted log make them.
+    pub expected: Option<Offset>,
+    /// What offsets are below.
+    pub below: Offset,
+    /// Whether the checksums are looked at.
+    pub verify: bool,
+}
+
+pub(super) struct Scanner {
+    file: Arc<dyn ReadFile>,
+    scan: Scan,
+    position: u64,
+    start: u64,
+    bytes: Vec<u8>,
+    window: usize,
+}
+
+impl Scanner {
+    pub fn new(file: Arc<dyn ReadFile>, scan: Scan) -> Self {
+        let position = scan.from;
+        Self { file, scan, position, start: position, bytes: Vec::new(), window: WINDOW_BYTES }
+    }
+
+    /// Reads less at once, for who wants a few batches only.
+    pub fn with_window(mut self, bytes: usize) -> Self {
+        self.window = bytes;
+        self
+    }
+
+    /// Where the readable bytes end.
+    pub fn end(&self) -> u64 {
+        self.scan.end
+    }
+
+    pub fn next(&mut self) -> io::Result<Option<Found>> {
+        if self.position >= self.scan.end {
+            return Ok(None);
+        }
+        let (from, expected) = (self.position, self.scan.expected);
+        match self.batch_at(from, true)? {
+            Ok(header) => {
+                self.pass(from, &header);
+                Ok(Some(Found::Batch { position: from, header }))
+            }
+            Err(error) => {
+                let (to, next) = self.resume(from)?;
+                let start = expected.unwrap_or(next);
+                self.position = to;
+                self.scan.expected = Some(next);
+                let offsets = start..next.max(start);
+                Ok(Some(Found::Damage { positions: from..to, offsets, what: error.to_string() }))
+            }
+        }
+    }
+
+    fn pass(&mut self, position: u64, header: &BatchHeader) {
+        self.position = position + header.size() as u64;
+        self.scan.expected = Some(header.next_offset());
+    }
+
+    /// The first place behind a damage where a batch can be read, and its base offset.
+    fn resume(&mut self, from: u64) -> io::Result<(u64, Offset)> {
+        let end = self.scan.end;
+        // Mostly the length is not what is damaged.
+        if let Ok(size) = size_of_next(self.get(from, 12)?)
+            && let Ok(header) = self.batch_at(from + size as u64, false)?
+        {
+            return Ok((from + size as u64, header.base_offset));
+        }
+        let mut position = from + 1;
+        while position + HEADER_BYTES as u64 <= end {
+            // The magic alone sorts out most places, without a look at each.
+            let (start, window) = (position, self.get_some(position + 16)?);
+            match window.iter().position(|byte| *byte == 2) {
+                Some(ahead) => position = start + ahead as u64,
+                None => {
+                    position = start + window.len().max(1) as u64;
+                    continue;
+                }
+            }
+            if let Ok(header) = self.batch_at(position, false)? {
+                return Ok((position, header.base_offset));
+            }
+            position += 1;
+        }
+        Ok((end, self.scan.below))
+    }
+
+    /// The batch at a place, if it is whole and fits in. `next_in_turn`: it follows on what was read before.
+    fn batch_at(&mut self, position: u64, next_in_turn: bool) -> io::Result<Result<BatchHeader, BatchError>> {
+        let header = match BatchHeader::parse(self.get(position, HEADER_BYTES)?) {
+            Ok(header) => header,
+            Err(error) => return Ok(Err(error)),
+        };
+        let (base, delta) = (header.base_offset.0, header.last_offset_delta);
+        let fits = match self.scan.expected {
+            Some(expected) => header.base_offset >= expected,
+            None => true,
+        };
+        if !fits || header.next_offset() > self.scan.below {
+            return Ok(Err(BatchError::Offsets { base, delta }));
+        }
+        let available = self.scan.end.saturating_sub(position);
+        if header.size() as u64 > available {
+            return Ok(Err(BatchError::Truncated { needed: header.size(), available: available as usize }));
+        }
+        if self.scan.verify || !next_in_turn {
+            return Ok(BatchHeader::verify(self.get(position, header.size())?));
+        }
+        Ok(Ok(header))
+    }
+
+    /// So many bytes at a place, or fewer where the file ends.
+    fn get(&mut self, position: u64, len: usize) -> io::Result<&[u8]> {
+        let available = self.scan.end.saturating_sub(position);
+        let len = (len as u64).min(available) as usize;
+        if position < self.start || position + len as u64 > self.start + self.bytes.len() as u64 {
+            let fill = (self.window.max(len) as u64).min(available) as usize;
+            self.bytes.resize(fill, 0);
+            self.start = position;
+            let read = disk::read_full(&*self.file, position, &mut self.bytes)?;
+            self.bytes.truncate(read);
+        }
+        let at = ((position - self.start) as usize).min(self.bytes.len());
+        Ok(&self.bytes[at..(at + len).min(self.bytes.len())])
+    }
+
+    /// What is at hand at a place, and one byte at least unless the file ends.
+    fn get_some(&mut self, position: u64) -> io::Result<&[u8]> {
+        self.get(position, 1)?;
+        let at = (position.saturating_sub(self.start) as usize).min(self.bytes.len());
+        Ok(&self.bytes[at..])
+    }
+}
