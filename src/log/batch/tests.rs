@@ -1,3 +1,5 @@
+//! Batches: what is written reads back, to the byte as Kafka writes it, and what is damaged is found out.
+
 use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::option;
