@@ -147,7 +147,7 @@ impl Producers {
 
     /// A snapshot's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let count: usize = self.by_id.values().map(|state| state.batches.len()).sum();
+        let count: usize = self.by_id.values().map(|state| state.batches.len().max(1)).sum();
         let mut out = Vec::with_capacity(SNAPSHOT_HEADER_BYTES + count * ENTRY_BYTES);
         out.extend_from_slice(&VERSION.to_be_bytes());
         out.extend_from_slice(&[0; 4]);
@@ -156,7 +156,11 @@ impl Producers {
         ids.sort_unstable();
         for id in ids {
             let state = &self.by_id[&id];
-            for batch in &state.batches {
+            // As Kafka writes one that has an epoch and no batch.
+            let none = StoredBatch { last_sequence: -1, last_offset: Offset(-1), offset_delta: 0, timestamp: -1 };
+            let nothing = [none];
+            let batches = state.batches.iter().chain(if state.batches.is_empty() { &nothing[..] } else { &[] });
+            for batch in batches {
                 out.extend_from_slice(&id.to_be_bytes());
                 out.extend_from_slice(&state.epoch.to_be_bytes());
                 out.extend_from_slice(&batch.last_sequence.to_be_bytes());
@@ -305,6 +309,13 @@ mod tests {
         producers.apply(&header(1, i32::MAX - 1, 2, 0), 5);
         assert_eq!(producers.check(&header(1, 0, 1, 0)), Verdict::Append);
         assert!(matches!(producers.check(&header(1, i32::MAX - 1, 2, 0)), Verdict::Duplicate(_)));
+    }
+
+    #[test]
+    fn a_producer_without_a_batch_keeps_its_epoch_in_a_snapshot() {
+        let mut producers = filled();
+        producers.by_id.insert(3, ProducerState { epoch: 8, batches: VecDeque::new() });
+        assert_eq!(Producers::decode(&producers.encode()).unwrap(), producers);
     }
 
     #[test]

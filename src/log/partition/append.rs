@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::super::LogError;
 use super::super::batch::{BatchError, BatchHeader, HEADER_BYTES, TimestampType, check_records};
 use super::super::producers::Verdict;
-use super::super::segment::{self, LOG, Segment};
+use super::super::segment::{LOG, Segment};
 use super::Log;
 use crate::types::{LeaderEpoch, Offset};
 
@@ -82,7 +82,7 @@ impl Log {
         while let Some((range, header)) = headers.get(first) {
             self.roll_if_due(header, now_ms)?;
             // As many as fit into this segment, in one write.
-            let room = self.config.segment_bytes.saturating_sub(self.active().bytes);
+            let room = self.config.segment_bytes.min(i32::MAX as u64).saturating_sub(self.active().bytes);
             let fits = |(other, header): &&(std::ops::Range<usize>, BatchHeader)| {
                 (other.end - range.start) as u64 <= room && self.active().holds(header.last_offset())
             };
@@ -265,9 +265,5 @@ impl Log {
 
     fn invalid(&self, what: &'static str) -> LogError {
         LogError::InvalidBatch { partition: self.id.clone(), what }
-    }
-
-    pub(super) fn log_path(&self, base: Offset) -> std::path::PathBuf {
-        segment::path(&self.dir, base, LOG)
     }
 }

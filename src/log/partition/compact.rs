@@ -277,7 +277,7 @@ impl Log {
     }
 
     fn batches(&self, base: Offset) -> Result<Batches, LogError> {
-        let path = self.log_path(base);
+        let path = self.path(base, LOG);
         let opened = self.files.disk().open(&path);
         let file: Arc<dyn ReadFile> = opened.map_err(self.io("open", &path))?.into();
         let end = self.segments[&base].bytes;

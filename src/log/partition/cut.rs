@@ -119,7 +119,7 @@ impl Log {
             self.segments.remove(&base);
         }
         let base = self.active().base;
-        let path = self.log_path(base);
+        let path = self.path(base, LOG);
         let (position, end, is_hole) = self.place_of(offset).map_err(self.io("read", &path))?;
         // The indexes go first: what they cover is believed when the log is opened. Then the epochs.
         self.active_mut().cut_indexes(&files, &dir, end).map_err(self.io("cut an index in", &dir))?;

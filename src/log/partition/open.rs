@@ -151,7 +151,7 @@ impl Log {
             }
         }
         if !is_synced && self.active().bytes > 0 {
-            let path = self.log_path(last);
+            let path = self.path(last, LOG);
             let synced = files.disk().append(&path).and_then(|mut file| file.sync());
             synced.map_err(self.io("sync", &path))?;
         }
@@ -176,7 +176,7 @@ impl Log {
 
     /// Reads a segment from its last index entry on, completes its indexes, and cuts a torn tail off if it is the last one.
     fn recover(&mut self, base: Offset, below: Offset, whole: bool) -> Result<(), LogError> {
-        let path = self.log_path(base);
+        let path = self.path(base, LOG);
         let end = match self.scan(base, below, true) {
             Ok(Some(end)) => end,
             // The index speaks of what is not there.
@@ -221,7 +221,7 @@ impl Log {
             self.segment_mut(base).cut_indexes(&files, &dir, Offset(last.0 + 1))?;
         }
         self.segment_mut(base).count_from(from);
-        let path = self.log_path(base);
+        let path = self.path(base, LOG);
         let file: Arc<dyn disk::ReadFile> = files.disk().open(&path)?.into();
         let expected = awaited.is_none().then_some(base);
         let scan = Scan { from, end: self.segment_mut(base).bytes, expected, below, verify: true };
@@ -250,7 +250,7 @@ impl Log {
 
     pub(super) fn first_timestamp(&self, base: Offset) -> std::io::Result<Option<i64>> {
         let mut bytes = [0; HEADER_BYTES];
-        let file = self.files.disk().open(&self.log_path(base))?;
+        let file = self.files.disk().open(&self.path(base, LOG))?;
         let read = disk::read_full(&*file, 0, &mut bytes)?;
         let header = BatchHeader::parse(&bytes[..read]).ok();
         Ok(header.map(|header| header.max_timestamp).filter(|timestamp| *timestamp >= 0))
@@ -282,7 +282,7 @@ impl Log {
         let first = self.segment_of(from).base;
         let bases: Vec<Offset> = self.segments.range(first..).map(|(base, _)| *base).collect();
         for base in bases {
-            let path = self.log_path(base);
+            let path = self.path(base, LOG);
             self.replay_segment(base, from, now_ms).map_err(LogError::io(&self.id.clone(), "read", &path))?;
         }
         Ok(())
@@ -292,7 +292,7 @@ impl Log {
         let below = self.upper_bound(base);
         let segment = self.segment_of(base);
         let (position, _) = segment.floor(&self.files, &self.dir, from)?;
-        let file = self.files.disk().open(&self.log_path(base))?.into();
+        let file = self.files.disk().open(&self.path(base, LOG))?.into();
         let scan = Scan { from: position, end: segment.bytes, expected: None, below, verify: false };
         let mut scanner = Scanner::new(file, scan);
         while let Some(found) = scanner.next()? {
