@@ -7,6 +7,8 @@ pub mod config;
 pub mod controller;
 pub mod disk;
 pub mod metadata;
+#[cfg(test)]
+mod simulator;
 pub mod storage;
 pub mod types;
 pub mod wire;

@@ -7,8 +7,9 @@ mod error;
 mod health;
 mod link;
 mod recover;
-mod serve;
+pub(crate) mod serve;
 mod shell;
+pub(crate) mod store;
 mod writer;
 
 pub use error::StorageError;

@@ -7,13 +7,13 @@ use crate::disk::{MetadataReader, StoreError};
 use crate::types::{ClusterId, ControllerId, Position, StorageId};
 use crate::wire::{ChunkHeader, Code, FetchAnswer, FetchRequest, PushEntry, WireError, WireMessage};
 
-pub(super) struct Served {
-    pub(super) header: Option<String>,
-    pub(super) body: Bytes,
+pub(crate) struct Served {
+    pub(crate) header: Option<String>,
+    pub(crate) body: Bytes,
 }
 
 /// Blocks on the disk.
-pub(super) fn serve(
+pub(crate) fn serve(
     reader: &MetadataReader,
     cluster: ClusterId,
     storage: StorageId,

@@ -14,8 +14,8 @@ mod lease;
 mod link;
 mod listen;
 mod pipe;
-mod recover;
-mod serve;
+pub(crate) mod recover;
+pub(crate) mod serve;
 mod snapshots;
 
 use std::path::PathBuf;

@@ -9,7 +9,7 @@ use crate::types::Version;
 
 /// Folds the snapshot and the changes after it, and gives the last of these too. It ends where the store says that it
 /// does, or not at all.
-pub(super) fn recover(recovered: Recovered) -> Result<(History, Option<Change>), ControllerError> {
+pub(crate) fn recover(recovered: Recovered) -> Result<(History, Option<Change>), ControllerError> {
     let mut history = match recovered.snapshot {
         Some(snapshot) => {
             let (image, position) = read_snapshot(&mut BufReader::new(snapshot))?;

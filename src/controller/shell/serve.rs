@@ -12,21 +12,21 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// What surrounds an entry in an answer.
 const ENTRY_OVERHEAD: usize = 64;
 
-pub(super) struct Served {
-    pub(super) header: Option<String>,
-    pub(super) body: Bytes,
+pub(crate) struct Served {
+    pub(crate) header: Option<String>,
+    pub(crate) body: Bytes,
     /// The disk's log alone does not help who asked: it needs a newer snapshot.
-    pub(super) wants_snapshot: bool,
+    pub(crate) wants_snapshot: bool,
 }
 
-pub(super) struct Fetch {
-    pub(super) reader: MetadataReader,
-    pub(super) cluster: ClusterId,
-    pub(super) controller: ControllerId,
-    pub(super) request: FetchRequest,
+pub(crate) struct Fetch {
+    pub(crate) reader: MetadataReader,
+    pub(crate) cluster: ClusterId,
+    pub(crate) controller: ControllerId,
+    pub(crate) request: FetchRequest,
     /// Nothing beyond this is served.
-    pub(super) head: Position,
-    pub(super) max_bytes: usize,
+    pub(crate) head: Position,
+    pub(crate) max_bytes: usize,
 }
 
 enum Found {
@@ -39,7 +39,7 @@ enum Found {
 
 impl Fetch {
     /// Blocks on the disk.
-    pub(super) fn serve(self) -> Served {
+    pub(crate) fn serve(self) -> Served {
         let mut answer = FetchAnswer {
             cluster: self.cluster,
             controller: self.controller,
