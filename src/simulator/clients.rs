@@ -51,7 +51,7 @@ impl Clients {
 impl World {
     pub fn client_turn(&mut self, client: usize) {
         if !self.clients.operations.contains_key(&client) {
-            if self.faults.healed_at.is_some() {
+            if self.faults.healed_at.is_some() && self.clients.to_replace.is_empty() {
                 return;
             }
             let operation = self.new_operation();
@@ -145,13 +145,14 @@ impl World {
 
     fn new_operation(&mut self) -> Operation {
         let id = RequestId::new(&format!("r{}", self.clients.count)).expect("these characters fit");
+        let healed = self.faults.healed_at.is_some();
         let rng = &mut self.rng;
         let mut name = rng.pick(&NAMES).to_string();
         let wait_ms = rng.pick(&[None, Some(0), Some(300)]);
         let mut terms = Terms { request_id: Some(id.clone()), if_version: None, wait_ms };
         let to_replace = self.clients.to_replace.first().copied();
         let (noun, verb, payload) = match rng.below(20) {
-            _ if to_replace.is_some() && rng.chance(500) => {
+            _ if to_replace.is_some() && (healed || rng.chance(500)) => {
                 let id = StorageId(to_replace.unwrap_or(0));
                 name = id.to_string();
                 ("node", "replace", admin::encode(&NodeNamed { id, terms }))
@@ -193,6 +194,9 @@ impl World {
     pub fn operator_turn(&mut self) {
         self.queue.after(SECOND, Event::Operator);
         self.look_for_progress();
+        if self.faults.healed_at.is_some() && self.clients.is_idle() && !self.clients.to_replace.is_empty() {
+            self.client_turn(0);
+        }
         let is_halted = |controller: &super::controllers::ControllerProc| {
             controller.serving && controller.core.role() == crate::wire::ControllerRole::Halted
         };

@@ -101,7 +101,7 @@ impl World {
         });
         let (store, history, last) = match opened {
             Ok(opened) => opened,
-            Err(words) => return self.checker.break_rule(2, || format!("{}: {words}", name(proc))),
+            Err(words) => return self.start_failed(proc, &words),
         };
         let me = Identity {
             controller: ControllerId(proc as u32),

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::disks::Folder;
 use super::queue::{MS, SECOND, Time};
 use super::rng::Rng;
 use super::stream::Message;
@@ -362,14 +363,16 @@ impl World {
     fn fail_disk(&mut self, kind: Kind) {
         let proc = self.some_proc();
         let folder = self.hosts[proc].folder;
-        let disk = &self.folders[folder].disk;
+        let Folder { disk, failing, .. } = &mut self.folders[folder];
         match kind {
             Kind::SyncFails => {
                 self.seen.fault("failed syncs");
+                *failing = true;
                 disk.fail_syncs(1);
             }
             Kind::DiskFull => {
                 self.seen.fault("full disks");
+                *failing = true;
                 disk.set_capacity(Some(0));
             }
             _ => {
@@ -468,8 +471,7 @@ impl World {
             Mend::Link(proc) => self.mend_link(proc),
             Mend::Weather => self.weather = Default::default(),
             Mend::Disk(folder) => {
-                self.folders[folder].disk.set_capacity(None);
-                self.folders[folder].disk.fail_syncs(0);
+                self.folders[folder].recover();
             }
             Mend::Copy => self.crash(COPY, false, None),
         }
@@ -499,10 +501,7 @@ impl World {
         self.faults.late_advisories = 0;
         self.weather = Default::default();
         self.crash(COPY, false, None);
-        for folder in &self.folders {
-            folder.disk.set_capacity(None);
-            folder.disk.fail_syncs(0);
-        }
+        self.folders.iter_mut().for_each(Folder::recover);
         for proc in 0..COPY {
             self.mend_link(proc);
             self.hosts[proc].slow_disk_until = 0;

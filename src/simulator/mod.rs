@@ -18,3 +18,5 @@ mod rng;
 mod runs;
 mod stream;
 mod world;
+
+pub use runs::dev;

@@ -48,7 +48,7 @@ impl World {
         });
         let (store, history) = match opened {
             Ok(opened) => opened,
-            Err(words) => return self.checker.break_rule(2, || format!("{}: {words}", name(proc))),
+            Err(words) => return self.start_failed(proc, &words),
         };
         // The first three ask for the ids that services.json lists; the others take what they get.
         let wanted = (proc - CONTROLLERS < 3).then_some((proc - CONTROLLERS) as u32);

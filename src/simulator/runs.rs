@@ -48,8 +48,8 @@ fn tell(seed: u64) -> String {
     }
 }
 
-#[test]
-fn dev() {
+#[allow(dead_code)]
+pub fn dev() {
     if let Ok(seed) = std::env::var("SEED") {
         eprintln!("{}", tell(seed.parse().unwrap()));
         return;

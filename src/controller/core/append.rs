@@ -209,8 +209,12 @@ impl Controller {
         if !acting {
             return self.resign("an append could not be settled in time");
         }
-        // Its envelope may be void (an election's, or within a change of several): it only has to take the place.
+        // It only has to take the place. Instead of an election it must be void: with the election's epoch, which is the
+        // version of this very place, it would be one without its record, and nobody could follow the history any further.
         let mut entry = in_flight.entry.clone();
+        if in_flight.purpose == Purpose::Election {
+            entry.controller_epoch = ControllerEpoch(0);
+        }
         entry.records = vec![Record::NoOp {}];
         entry.request = None;
         entry.cause = "takes the place of a change whose append was not answered".into();
