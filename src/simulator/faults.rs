@@ -91,6 +91,8 @@ pub struct Faults {
     pub late_advisories: u32,
     pub lost_advisories: u32,
     pub message_limit: usize,
+    /// Whether the nodes are told their ids.
+    pub with_ids: bool,
     pub healed_at: Option<Time>,
     /// An earlier state of a folder.
     backup: Option<(Proc, usize)>,
@@ -110,6 +112,7 @@ impl Faults {
             late_advisories: rng.pick(&[0, 100, 500]),
             lost_advisories: rng.pick(&[0, 0, 200, 1_000]),
             message_limit: rng.pick(&[900_000, 900_000, 1_200]),
+            with_ids: rng.chance(600),
             healed_at: None,
             backup: None,
         }
@@ -329,12 +332,6 @@ impl World {
                 self.seen.fault("empty disks");
                 self.crash(proc, true, Some(500 * MS));
                 self.hosts[proc].folder = self.new_folder();
-                if proc >= CONTROLLERS
-                    && let Some(id) = self.folders[folder].id
-                    && proc - CONTROLLERS < 3
-                {
-                    self.clients.to_replace.insert(id);
-                }
             }
             Kind::OldDisk => match self.faults.backup.take() {
                 Some((proc, copy)) => {

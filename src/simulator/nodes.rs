@@ -50,8 +50,8 @@ impl World {
             Ok(opened) => opened,
             Err(words) => return self.start_failed(proc, &words),
         };
-        // The first three ask for the ids that services.json lists; the others take what they get.
-        let wanted = (proc - CONTROLLERS < 3).then_some((proc - CONTROLLERS) as u32);
+        // In some runs all are started with an id, in the others all take what they get.
+        let wanted = self.faults.with_ids.then_some((proc - CONTROLLERS) as u32);
         let identity = Identity {
             directory: folder.directory,
             incarnation: self.hosts[proc].incarnation,
@@ -237,6 +237,9 @@ impl World {
         // Where the node was removed, whoever runs it gives it an empty directory.
         if words.contains("was removed") {
             self.hosts[proc].folder = self.new_folder();
+        }
+        if words.contains("dmq node replace") {
+            self.clients.to_replace.insert((proc - CONTROLLERS) as u32);
         }
         let delay = self.rng.between(300, 3_000) * MS;
         let restart = if proc == super::world::COPY { None } else { Some(delay) };

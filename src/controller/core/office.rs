@@ -217,8 +217,10 @@ impl Controller {
         }
         let ended = self.ended.contains(&message.connection);
         let heard = self.mono();
-        let before = self.peers.insert(message.controller, Peer { heard, ended, message });
-        if before.is_none_or(|before| before.ended != ended) {
+        // Also one that was silent for a session, and whose nodes were given to others, has come back.
+        let was_alive = self.peers.get(&message.controller).is_some_and(|peer| self.peer_alive(peer));
+        self.peers.insert(message.controller, Peer { heard, ended, message });
+        if was_alive == ended {
             self.pairing_dirty = true;
         }
     }

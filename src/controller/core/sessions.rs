@@ -374,7 +374,8 @@ impl Controller {
             }
             let heard = session.heard.unwrap_or(self.hearing_since);
             let silent = !grace && now.since(heard.max(self.hearing_since)) >= timeout;
-            let idle = session.behind.is_some_and(|(_, since)| now.since(since) >= timeout);
+            // Nor is what could not be heard of its progress, before this term or while it was cut off, taken for none.
+            let idle = !grace && session.behind.is_some_and(|(_, since)| now.since(since) >= timeout);
             let hung = Duration::from_millis(session.health.sync_stalled_ms) >= timeout;
             silent || idle || hung
         };

@@ -226,6 +226,10 @@ impl Rig {
     }
 
     fn heartbeat(&mut self, id: u32, client: u64, sequence: u64) -> Option<HeartbeatAnswer> {
+        self.heartbeat_at(id, client, sequence, self.core.history().position())
+    }
+
+    fn heartbeat_at(&mut self, id: u32, client: u64, sequence: u64, position: Position) -> Option<HeartbeatAnswer> {
         self.tokens += 1;
         let token = Token(self.tokens);
         let heartbeat = Heartbeat {
@@ -236,7 +240,7 @@ impl Rig {
             node_epoch: self.node(id).epoch,
             connection: connection(client),
             sequence,
-            position: self.core.history().position(),
+            position,
             controller_epoch: self.core.history().controller_epoch(),
             leader_count: 0,
             follower_count: 0,
@@ -247,6 +251,23 @@ impl Rig {
         self.feed(Input::Heartbeat { storage, received_at, payload: heartbeat.encode(), token });
         let answer = self.answer(token)?.clone().ok()?;
         HeartbeatAnswer::decode(&answer).ok()
+    }
+
+    /// Of another controller of the same cluster, as its standby.
+    fn peer_heartbeat(&mut self, id: u32, sequence: u64) {
+        let heartbeat = ControllerHeartbeat {
+            cluster: Some(ClusterId(Uuid::from_u128(3))),
+            controller: ControllerId(id),
+            directory: DirectoryId(Uuid::from_u128(50)),
+            incarnation: IncarnationId(Uuid::from_u128(51)),
+            connection: connection(3),
+            sequence,
+            role: ControllerRole::Standby,
+            position: self.core.history().position(),
+            controller_epoch: self.core.history().controller_epoch(),
+            halted: None,
+        };
+        self.feed(Input::ControllerHeartbeat { payload: heartbeat.encode() });
     }
 
     fn acknowledge(&mut self, id: u32) {
@@ -421,6 +442,27 @@ fn an_append_that_was_not_stored_leaves_a_no_op_in_its_place_and_is_written_behi
 }
 
 #[test]
+fn an_election_that_was_not_stored_leaves_a_void_entry_in_its_place() {
+    let mut rig = Rig::new();
+    rig.feed(Input::LeaseFree);
+    rig.feed(Input::Connected(connection(1)));
+    rig.pass(Duration::from_secs(4));
+    let before = rig.stream.len();
+    rig.feed(Input::Disconnected);
+    rig.fates.push_back(Fate::Swallowed);
+    rig.feed(Input::Connected(connection(2)));
+    rig.feed(Input::LeaseFree);
+    rig.pass(Duration::from_secs(1));
+    assert_eq!((rig.stream.len(), rig.core.role()), (before + 2, ControllerRole::Active));
+    assert_eq!(rig.core.acting_epoch(), Some(ControllerEpoch(rig.stream.len() as u64)));
+    let mut replayed = History::new();
+    for (version, payload) in (1..).map(Version).zip(&rig.stream) {
+        replayed.offer(version, payload).unwrap();
+    }
+    assert_eq!(replayed.position(), rig.core.history().position());
+}
+
+#[test]
 fn what_a_stranger_writes_to_the_history_is_void_and_holds_nothing_up() {
     let mut rig = Rig::with_nodes();
     let before = rig.stream.len();
@@ -469,6 +511,50 @@ fn a_silent_node_is_fenced_after_its_session_and_one_that_heartbeats_is_not() {
     }
     assert_eq!(rig.node(0).state, NodeState::Fenced);
     assert_eq!(rig.node(1).state, NodeState::Active);
+}
+
+#[test]
+fn progress_that_could_not_be_heard_is_waited_for_by_who_comes_to_office_anew() {
+    let mut rig = Rig::with_nodes();
+    // Node 0 is heard without the last change.
+    let (behind, sequence) = (rig.core.history().position(), 3);
+    rig.create("orders");
+    rig.heartbeat_at(0, 10, sequence, behind);
+    rig.feed(Input::Disconnected);
+    rig.pass(Duration::from_secs(4));
+    rig.feed(Input::Connected(connection(2)));
+    rig.feed(Input::LeaseFree);
+    rig.pass(Duration::from_secs(1));
+    assert_eq!(rig.core.role(), ControllerRole::Active);
+    assert_eq!(rig.node(0).state, NodeState::Active, "its lease may run, and what it has was not heard for long");
+    rig.pass(Duration::from_secs(3));
+    assert_eq!(rig.node(0).state, NodeState::Fenced);
+}
+
+#[test]
+fn a_controller_that_was_silent_for_a_session_gets_its_nodes_back() {
+    let mut rig = Rig::with_nodes();
+    let pairings = [(StorageId(0), ControllerId(1))].into();
+    let view = ServicesView { pairings, ..ServicesView::default() };
+    let mut sequence = 2;
+    let mut live = |rig: &mut Rig, peer: bool| {
+        for _ in 0..10 {
+            sequence += 1;
+            rig.heartbeat(0, 10, sequence);
+            rig.heartbeat(1, 11, sequence);
+            if peer {
+                rig.peer_heartbeat(1, sequence);
+            }
+            rig.pass(Duration::from_millis(500));
+        }
+    };
+    rig.feed(Input::Services(std::sync::Arc::new(view)));
+    live(&mut rig, true);
+    assert_eq!(rig.node(0).pairing, Some(ControllerId(1)));
+    live(&mut rig, false);
+    assert_eq!(rig.node(0).pairing, Some(ControllerId(0)));
+    live(&mut rig, true);
+    assert_eq!(rig.node(0).pairing, Some(ControllerId(1)));
 }
 
 #[test]

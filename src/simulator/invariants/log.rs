@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::{Checker, Step};
 use crate::metadata::{Change, History, Image, Offered, Partition, Record, invariants, read_snapshot};
+use crate::simulator::queue::Time;
 use crate::simulator::stream::Message;
 use crate::simulator::world::World;
 use crate::types::{LeaderEpoch, PartitionEpoch, Position, Version};
@@ -18,7 +19,8 @@ impl World {
         let offered = self.checker.history.offer(Version(sequence), &message.payload);
         match offered {
             Ok(Offered::Change(change)) => {
-                self.checker.change(before.as_ref(), &change, message);
+                self.checker.change(now, before.as_ref(), &change, message);
+                self.check_taken(&change);
                 self.note_change(&change);
             }
             Ok(Offered::Known | Offered::Void(_) | Offered::Part) => {}
@@ -79,7 +81,7 @@ impl World {
                 }
             }
         }
-        if checker.trail.last().is_some_and(|step| step.history.seen() >= position.version) {
+        if position.version <= checker.highest_seen {
             checker.break_rule(2, || format!("a history is restored at {position}, which was given out before"));
         }
         checker.history = History::from_image(image.clone(), position);
@@ -143,7 +145,7 @@ fn bytes(history: &History) -> Bytes {
 }
 
 impl Checker {
-    fn change(&mut self, before: Option<&Image>, change: &Change, message: &Message) {
+    fn change(&mut self, now: Time, before: Option<&Image>, change: &Change, message: &Message) {
         let Some(image) = self.history.image().cloned() else { return };
         self.check_author(before, &image, change, message);
         if let Err(words) = invariants::check(&image) {
@@ -160,7 +162,7 @@ impl Checker {
             }
             for (number, partition) in (0..).zip(&topic.partitions) {
                 let old = old.and_then(|old| old.partitions.get(number as usize));
-                self.check_partition((*id, number), old, partition, &image, change.position.version);
+                self.check_partition((*id, number), old, partition, &image, (change.position.version, now));
             }
         }
     }
@@ -214,7 +216,7 @@ impl Checker {
         old: Option<&Partition>,
         new: &Partition,
         image: &Image,
-        version: Version,
+        (version, now): (Version, Time),
     ) {
         let (old_leader, old_epochs) =
             old.map_or((None, None), |old| (old.leader, Some((old.leader_epoch, old.epoch))));
@@ -230,6 +232,7 @@ impl Checker {
         if let Some(joined) = new.isr().find(|node| !members.contains(node) && !serves(*node)) {
             self.break_rule(5, || format!("at version {version} storage node {joined}, fenced, joins {place:?}"));
         }
+        self.moved.entry((place, new.leader_epoch)).or_insert(now);
         let highest = self.highest.entry(place).or_insert((LeaderEpoch(0), PartitionEpoch(0)));
         *highest = (highest.0.max(new.leader_epoch), highest.1.max(new.epoch));
         if let Some(leader) = new.leader {

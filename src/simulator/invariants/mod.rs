@@ -59,10 +59,14 @@ pub struct Checker {
     restored_at: Time,
     epochs_granted: BTreeMap<ControllerEpoch, usize>,
     leaders: BTreeMap<(Place, LeaderEpoch), (StorageId, Version)>,
+    /// When each leader epoch began.
+    moved: BTreeMap<(Place, LeaderEpoch), Time>,
     highest: BTreeMap<Place, (LeaderEpoch, PartitionEpoch)>,
     node_epochs: BTreeMap<StorageId, NodeEpoch>,
     fenced_at: BTreeMap<StorageId, Version>,
     pairings: BTreeMap<(StorageId, u64), ControllerId>,
+    /// The highest version that any process ever had.
+    highest_seen: Version,
     processes: BTreeMap<usize, states::Known>,
     folders: BTreeMap<usize, (Version, ControllerEpoch)>,
     acknowledged: BTreeMap<RequestId, Version>,

@@ -35,6 +35,7 @@ impl Progress {
 
 impl World {
     pub fn look_for_progress(&mut self) {
+        self.check_all_leads();
         let Some(healed_at) = self.faults.healed_at else { return };
         let now = self.now();
         match self.checker.progress.stage {
@@ -130,7 +131,9 @@ impl World {
         let node = self.nodes[proc - CONTROLLERS].as_ref().ok_or("is down")?;
         let id = node.core.identity().storage.ok_or("has no id")?;
         let held = image.storage.get(&id).ok_or("is not in the metadata")?;
-        if held.incarnation != self.hosts[proc].incarnation || held.state != NodeState::Active {
+        // Drained by request, it stays so until it is started again.
+        let serves = held.state.serves();
+        if held.incarnation != self.hosts[proc].incarnation || !serves {
             return Err(format!("({id}) is {}", held.state.as_str()));
         }
         if node.core.persisted().version.0 != self.stream.last() {

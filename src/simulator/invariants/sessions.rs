@@ -77,7 +77,10 @@ impl World {
 
     /// What an active controller grants.
     pub fn check_answer(&mut self, controller: Proc, request: u64, payload: &Bytes) {
-        let Some(Waiting::Node { proc, asked: Asked::Heartbeat(_), .. }) = self.waiting.get(&request) else { return };
+        let Some(Waiting::Node { proc, life, asked: Asked::Heartbeat(_) }) = self.waiting.get(&request) else { return };
+        if self.hosts[*proc].life != *life {
+            return;
+        }
         let (proc, incarnation) = (*proc, self.hosts[*proc].incarnation);
         let Ok(answer) = HeartbeatAnswer::decode(payload) else { return };
         if answer.error.is_some() || answer.incarnation != incarnation {

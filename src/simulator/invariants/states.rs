@@ -44,7 +44,10 @@ impl World {
         if position == before.position {
             return;
         }
-        known_position(self, proc, position);
+        if let Some(known) = self.checker.processes.get_mut(&proc) {
+            known.position = position;
+        }
+        self.checker.highest_seen = self.checker.highest_seen.max(position.version);
         if position.version < before.position.version {
             self.checker.break_rule(2, || format!("{} goes from {} to {position}", name(proc), before.position));
         }
@@ -94,11 +97,5 @@ impl World {
         let folder = self.hosts[proc].folder;
         let known = self.checker.folders.entry(folder).or_default();
         *known = (known.0.max(position.version), known.1.max(epoch));
-    }
-}
-
-fn known_position(world: &mut World, proc: Proc, position: Position) {
-    if let Some(known) = world.checker.processes.get_mut(&proc) {
-        known.position = position;
     }
 }
