@@ -331,8 +331,12 @@ impl World {
         host.connection = Some(connection.clone());
         host.generation += 1;
         if proc < CONTROLLERS {
-            self.report(0, proc, Mail::Watch);
+            // The watch is built anew, and says first how things stand.
+            if let Some(controller) = &mut self.controllers[proc] {
+                controller.watched = None;
+            }
             self.report(500, proc, Mail::Controller(Input::Connected(connection)));
+            self.report(600, proc, Mail::Watch);
             self.report(700, proc, Mail::Follow);
         } else {
             self.report(500, proc, Mail::Node(storage::Input::Connected(connection)));

@@ -43,6 +43,11 @@ impl Clients {
         Self::default()
     }
 
+    /// The id of the request that is under way, and which attempt of the client's it is.
+    pub fn request_of(&self, client: usize, attempt: u64) -> Option<&RequestId> {
+        self.operations.get(&client).filter(|(present, _)| *present == attempt).map(|(_, operation)| &operation.id)
+    }
+
     pub fn is_idle(&self) -> bool {
         self.operations.is_empty()
     }
@@ -232,6 +237,6 @@ impl World {
 }
 
 /// Whether the request may still take effect, or was not looked at.
-fn is_open(code: Code) -> bool {
+pub fn is_open(code: Code) -> bool {
     matches!(code, Code::NotController | Code::Unknown | Code::Busy | Code::HistoryLost | Code::RequestTimedOut)
 }

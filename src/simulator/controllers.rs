@@ -36,7 +36,7 @@ pub struct ControllerProc {
     follows: Option<u64>,
     lease: LeaseWorker,
     /// The lease's last revision that the core was told of, or None where it was told that it is free.
-    watched: Option<Option<u64>>,
+    pub watched: Option<Option<u64>>,
     compacting: bool,
 }
 

@@ -286,8 +286,9 @@ impl World {
             return;
         }
         host.frozen = Some(how);
-        let life = host.life;
-        self.queue.after(span, Event::Wake { proc, life });
+        host.freezes += 1;
+        let freeze = host.freezes;
+        self.queue.after(span, Event::Wake { proc, freeze });
         self.note(|| format!("{} is {} for {} ms", name(proc), if how == Frozen::Busy { "busy" } else { "frozen" }, span / MS));
     }
 

@@ -3,6 +3,7 @@
 //!
 //! `world` is the loop; `bus`, `stream`, `lease` and `disks` are what the processes stand on; `controllers` and `nodes` carry
 //! out what the cores decide; `clients` want something of them; `faults` disturb all of it, and `invariants` look on.
+//! `sabotage` shows that they see. `runs` has the tests.
 
 mod bus;
 mod clients;
@@ -16,7 +17,8 @@ mod queue;
 mod report;
 mod rng;
 mod runs;
+mod sabotage;
 mod stream;
 mod world;
 
-pub use runs::dev;
+pub(crate) use sabotage::{Bug, planted};

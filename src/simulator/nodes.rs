@@ -238,8 +238,11 @@ impl World {
         if words.contains("was removed") {
             self.hosts[proc].folder = self.new_folder();
         }
-        if words.contains("dmq node replace") {
+        if words.contains("dmq node replace") && self.faults.with_ids {
             self.clients.to_replace.insert((proc - CONTROLLERS) as u32);
+        } else if words.contains("dmq node replace") {
+            // Its id was given out in a history that was lost, and belongs to another now.
+            self.hosts[proc].folder = self.new_folder();
         }
         let delay = self.rng.between(300, 3_000) * MS;
         let restart = if proc == super::world::COPY { None } else { Some(delay) };

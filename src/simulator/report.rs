@@ -41,7 +41,7 @@ impl Journal {
 }
 
 /// How often what happened.
-#[derive(Default, Clone)]
+#[derive(Default, Clone, Debug)]
 pub struct Seen {
     pub faults: BTreeMap<&'static str, u64>,
     pub events: BTreeMap<&'static str, u64>,
@@ -98,5 +98,93 @@ pub fn brief(payload: &[u8]) -> String {
     match ParsedEntry::parse(payload) {
         Some(entry) => format!("{} (epoch {}, on {})", entry.cause, entry.controller_epoch, entry.previous.version),
         None => "no entry".into(),
+    }
+}
+
+/// Every kind of fault.
+const FAULTS: &[&str] = &[
+    "appends that land late",
+    "busy processes",
+    "copied disks",
+    "cut links",
+    "delayed and reordered messages",
+    "empty disks",
+    "ended connections",
+    "failed syncs",
+    "frozen processes",
+    "full disks",
+    "killed processes",
+    "late advisories",
+    "lease that two believe to hold",
+    "links cut one way",
+    "lost append acknowledgements",
+    "lost messages",
+    "no responders",
+    "old disks",
+    "power cuts",
+    "repeated messages",
+    "slow disks",
+    "slow stream",
+    "strange entries in the stream",
+    "strange messages",
+    "stream lost its unsynced tail",
+    "stream that went back",
+    "terminated controllers",
+    "terminated nodes",
+    "wall clock off by an hour",
+    "wiped JetStream, all controllers restarted",
+    "wiped stream",
+];
+
+/// What the cores have to come through.
+const EVENTS: &[&str] = &[
+    "append not settled",
+    "change of several messages",
+    "controller took a snapshot",
+    "disk full or failing",
+    "drain",
+    "drain given up",
+    "drain impossible",
+    "fence",
+    "fork noticed",
+    "gathered metadata for a restore",
+    "granted shutdown",
+    "halted",
+    "history whole again",
+    "leaders elected",
+    "lease tried for after an advisory",
+    "lost history noticed",
+    "node removed",
+    "node replaced",
+    "node took a snapshot",
+    "node was told that it is removed",
+    "pairing",
+    "partition waits for a lost directory",
+    "push applied",
+    "push of an old epoch refused",
+    "push of another pairing refused",
+    "replay from a snapshot",
+    "resignation",
+    "restart with metadata",
+    "restored history",
+    "retried request",
+    "settled append",
+    "silent node fenced",
+    "snapshot committed",
+    "sync failed",
+    "takeover",
+    "topic altered",
+    "topic created",
+    "topic deleted",
+    "unfence",
+    "version conflict",
+    "void entry",
+];
+
+impl Seen {
+    /// What should have happened and never did.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let faults = FAULTS.iter().filter(|kind| !self.faults.contains_key(**kind));
+        faults.chain(EVENTS.iter().filter(|kind| !self.events.contains_key(**kind))).copied().collect()
     }
 }

@@ -52,7 +52,7 @@ pub enum Event {
     },
     Wake {
         proc: Proc,
-        life: u64,
+        freeze: u64,
     },
     /// The answer to a request that waits, or that none comes any more.
     Answer {
@@ -102,6 +102,7 @@ pub struct Host {
     pub life: u64,
     /// Since when, and whether what arrives is seen to arrive: a busy process's listener goes on, a frozen one's does not.
     pub frozen: Option<Frozen>,
+    pub freezes: u64,
     pub inbox: VecDeque<(Time, Mail)>,
     pub connection: Option<Connection>,
     /// Rises with each connection.
@@ -188,6 +189,7 @@ impl World {
                 up: false,
                 life: 0,
                 frozen: None,
+                freezes: 0,
                 inbox: VecDeque::new(),
                 connection: None,
                 generation: 0,
@@ -261,8 +263,8 @@ impl World {
                     self.connect(proc);
                 }
             }
-            Event::Wake { proc, life } => {
-                if self.hosts[proc].life == life {
+            Event::Wake { proc, freeze } => {
+                if self.hosts[proc].freezes == freeze {
                     self.wake(proc);
                 }
             }

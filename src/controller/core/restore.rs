@@ -101,7 +101,8 @@ impl Controller {
             return self.fail(token, WireError::new(Code::InvalidState, words));
         };
         let why = why.clone();
-        if self.restoring.is_some() {
+        // One whose stream is made but whose election came to nothing, since the history was lost again, is over.
+        if self.restoring.as_ref().is_some_and(|restoring| restoring.made.is_none()) {
             return self
                 .fail(token, WireError::new(Code::Busy, "a restore is under way; look at `dmq cluster status`"));
         }
@@ -202,7 +203,7 @@ impl Controller {
                     self.role = Role::Electing;
                     self.elect();
                 } else {
-                    self.restoring = None;
+                    // Whenever it is elected, it says what the history was restored from.
                     self.try_lease();
                 }
                 self.ask_head();

@@ -124,6 +124,10 @@ impl Controller {
             );
             return Err(WireError::new(Code::DirectoryMismatch, words));
         }
+        #[cfg(test)]
+        if crate::simulator::planted(crate::simulator::Bug::OldIncarnation) {
+            return Ok(());
+        }
         if node.incarnation != heartbeat.incarnation {
             if heartbeat.node_epoch == NodeEpoch(0) {
                 return Err(WireError::new(Code::UnknownNode, "this incarnation is not registered: register it"));
@@ -286,6 +290,8 @@ impl Controller {
     fn all_active_have(&self, version: Version) -> bool {
         let Some(image) = self.image() else { return false };
         let has = |id| self.sessions.get(&id).is_some_and(|session| session.position.version >= version);
+        #[cfg(test)]
+        let has = |id| crate::simulator::planted(crate::simulator::Bug::EarlyShutdown) || has(id);
         image.active_nodes().all(|(id, _)| has(id))
     }
 
@@ -301,6 +307,10 @@ impl Controller {
 
     /// A new controller takes nobody's silence for death before a full session that it could hear itself.
     fn in_grace(&self) -> bool {
+        #[cfg(test)]
+        if crate::simulator::planted(crate::simulator::Bug::Impatient) {
+            return false;
+        }
         let since = match self.role {
             Role::Active { since, .. } => since.max(self.hearing_since),
             Role::Starting | Role::Standby | Role::Electing | Role::Halted { .. } => self.hearing_since,
@@ -376,6 +386,8 @@ impl Controller {
             let silent = !grace && now.since(heard.max(self.hearing_since)) >= timeout;
             // Nor is what could not be heard of its progress, before this term or while it was cut off, taken for none.
             let idle = !grace && session.behind.is_some_and(|(_, since)| now.since(since) >= timeout);
+            #[cfg(test)]
+            let silent = silent && !crate::simulator::planted(crate::simulator::Bug::Deaf);
             let hung = Duration::from_millis(session.health.sync_stalled_ms) >= timeout;
             silent || idle || hung
         };
@@ -393,6 +405,8 @@ impl Controller {
             let caught_up = session.position.version >= session.fenced_at.max(Version(node.epoch.0));
             let well = session.health.directory_errors.is_empty() && session.health.sync_stalled_ms == 0;
             let running = session.wanted == WantedState::Running;
+            #[cfg(test)]
+            let running = running && !crate::simulator::planted(crate::simulator::Bug::FencedForGood);
             let here = node.state == NodeState::Fenced && node.incarnation == session.incarnation;
             (here && heard && caught_up && well && running && !session.ended && session.behind.is_none()).then_some(*id)
         };

@@ -30,6 +30,8 @@ struct Rig {
     now: Now,
     stream: Vec<Bytes>,
     missing: bool,
+    /// Reads are not answered.
+    deaf: bool,
     revision: u64,
     fates: VecDeque<Fate>,
     answers: Vec<(Token, Result<Bytes, WireError>)>,
@@ -71,6 +73,7 @@ impl Rig {
             now: Now { monotonic: Monotonic(1_000_000), wall: WallTime(1_795_552_800_000) },
             stream: Vec::new(),
             missing: false,
+            deaf: false,
             revision: 0,
             fates: VecDeque::new(),
             answers: Vec::new(),
@@ -113,7 +116,7 @@ impl Rig {
             Effect::Append { expected, payload } => self.append(expected, payload),
             Effect::Read { version } => {
                 let found = self.stream.get(version.0 as usize - 1).cloned();
-                Some(Input::Read { version, result: Ok(found) })
+                Some(Input::Read { version, result: if self.deaf { Err(()) } else { Ok(found) } })
             }
             Effect::TakeLease { .. } | Effect::RenewLease { .. } => {
                 self.revision += 1;
@@ -635,4 +638,39 @@ fn bytes_from_outside_change_nothing_and_are_answered() {
     assert_eq!(error.code, Code::InvalidRequest);
     assert!(error.message.contains("partitons"), "{error}");
     assert_eq!(rig.core.history().position(), before);
+}
+
+#[test]
+fn a_history_is_followed_on_only_once_its_last_message_is_seen_to_be_the_streams() {
+    let mut rig = Rig::with_nodes();
+    rig.feed(Input::Disconnected);
+    // Another controller's entry stands where this one's last was, and the question for it is not answered.
+    *rig.stream.last_mut().unwrap() = Bytes::from_static(b"another's");
+    rig.deaf = true;
+    rig.feed(Input::Connected(connection(2)));
+    rig.feed(Input::LeaseFree);
+    rig.pass(Duration::from_secs(2));
+    assert_eq!(rig.core.role(), ControllerRole::Starting);
+    rig.deaf = false;
+    rig.pass(Duration::from_secs(2));
+    assert_eq!(rig.core.role(), ControllerRole::Halted);
+}
+
+#[test]
+fn a_history_that_is_lost_again_before_its_restorer_is_elected_can_be_restored_again() {
+    let mut rig = Rig::with_nodes();
+    rig.missing = true;
+    rig.pass(Duration::from_secs(2));
+    let source = rig.core.history().position();
+    let restore = admin::encode(&admin::MetadataRestore { confirm: Some(source) });
+    rig.admin("metadata", "restore", restore);
+    let made = Ok(crate::metadata::SnapshotRef { version: Version(1), digest: source.digest, bytes: 1 });
+    // The election on top of it finds no stream any more.
+    rig.fates.push_back(Fate::Swallowed);
+    rig.feed(Input::Recreated(made));
+    rig.pass(Duration::from_secs(10));
+    assert_eq!(rig.core.role(), ControllerRole::Halted);
+    let token = rig.admin("metadata", "restore", String::new());
+    let plan: admin::RestorePlan = serde_json::from_slice(rig.answer(token).unwrap().as_ref().unwrap()).unwrap();
+    assert!(!plan.done);
 }

@@ -20,13 +20,16 @@ impl World {
     /// Under which pairing the node stands before a push comes.
     pub fn check_push_before(&self, proc: Proc) -> PairingEpoch {
         let node = self.nodes[proc - CONTROLLERS].as_ref();
-        let mine = node.and_then(|node| node.core.history().image()?.storage.get(&node.core.identity().storage?));
-        mine.map_or(PairingEpoch(0), |node| node.pairing_epoch)
+        node.map_or(PairingEpoch(0), |node| node.core.pairing().epoch)
     }
 
     pub fn check_push_after(&mut self, proc: Proc, before: Position, pairing: PairingEpoch, payload: &Bytes) {
         let Some(node) = &self.nodes[proc - CONTROLLERS] else { return };
         if node.core.history().position() == before || self.checker.lost {
+            return;
+        }
+        // Who is on a history that was lost follows who else is.
+        if self.checker.at(before.version).is_none_or(|history| history.position() != before) {
             return;
         }
         let Ok(push) = Push::decode(payload) else { return };

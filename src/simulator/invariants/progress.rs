@@ -106,7 +106,10 @@ impl World {
     /// Whether everything is as it should be, or what is not.
     fn is_whole(&self) -> Result<(), String> {
         let active: Vec<_> = (0..CONTROLLERS).filter(|proc| self.is_active(*proc)).collect();
-        let [active] = active[..] else { return Err(format!("{active:?} are active")) };
+        let [active] = active[..] else {
+            let roles: Vec<_> = self.controllers.iter().flatten().map(|c| (c.core.role(), c.serving)).collect();
+            return Err(format!("{active:?} are active: {roles:?}"));
+        };
         for proc in 0..CONTROLLERS {
             let Some(controller) = &self.controllers[proc] else { return Err(format!("{} is down", name(proc))) };
             let seen = controller.core.history().seen().0;
@@ -140,7 +143,8 @@ impl World {
             return Err(format!("({id}) has {} of {}", node.core.persisted().version, self.stream.last()));
         }
         if !node.core.may_lead(self.clock(proc)) {
-            return Err(format!("({id}) has no lease"));
+            let (epoch, present) = (node.core.node_epoch(), held.epoch);
+            return Err(format!("({id}) has no lease; its epoch is {epoch:?}, {present} in the metadata"));
         }
         let fits = match held.pairing {
             Some(controller) if id.0 < CONTROLLERS as u32 => controller.0 == id.0,

@@ -1,9 +1,12 @@
 //! What clients were told holds.
 
+use bytes::Bytes;
+
 use super::Checker;
 use crate::metadata::Image;
-use crate::simulator::world::{CONTROLLERS, COPY, World};
+use crate::simulator::world::{CONTROLLERS, COPY, Proc, World};
 use crate::types::{RequestId, Version};
+use crate::wire::ErrorBody;
 
 impl Checker {
     pub(super) fn took_effect(&mut self, request: &RequestId, version: Version) {
@@ -30,6 +33,18 @@ impl World {
                 checker.break_rule(7, || format!("request {request} is answered {version}, and is not in the history"));
             }
             None => {}
+        }
+    }
+
+    /// Who knows that a request took effect does not refuse its retry.
+    pub(super) fn check_refusal(&mut self, controller: Proc, client: usize, attempt: u64, payload: &Bytes) {
+        let Some(request) = self.clients.request_of(client, attempt) else { return };
+        let Ok(refusal) = serde_json::from_slice::<ErrorBody>(payload) else { return };
+        let image = self.controllers[controller].as_ref().and_then(|c| c.core.history().image());
+        let is_known = image.is_some_and(|image| image.request(request).is_some());
+        if is_known && !crate::simulator::clients::is_open(refusal.error.code) {
+            let words = format!("request {request} took effect, and its retry is refused: {}", refusal.error);
+            self.checker.break_rule(7, || words);
         }
     }
 

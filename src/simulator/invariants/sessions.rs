@@ -75,8 +75,12 @@ impl World {
         }
     }
 
-    /// What an active controller grants.
+    /// What an active controller grants, and what it says to clients.
     pub fn check_answer(&mut self, controller: Proc, request: u64, payload: &Bytes) {
+        if let Some(Waiting::Client { client, attempt }) = self.waiting.get(&request) {
+            let (client, attempt) = (*client, *attempt);
+            return self.check_refusal(controller, client, attempt, payload);
+        }
         let Some(Waiting::Node { proc, life, asked: Asked::Heartbeat(_) }) = self.waiting.get(&request) else { return };
         if self.hosts[*proc].life != *life {
             return;

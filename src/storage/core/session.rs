@@ -75,6 +75,8 @@ impl Session {
     }
 
     pub(super) fn lease_holds(&self, now: Monotonic) -> bool {
+        #[cfg(test)]
+        let now = if crate::simulator::planted(crate::simulator::Bug::EndlessLease) { Monotonic(0) } else { now };
         self.connection.is_some() && self.lease_until.is_some_and(|until| now < until)
     }
 
