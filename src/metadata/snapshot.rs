@@ -108,7 +108,8 @@ enum Line {
 pub fn write_snapshot(image: &Image, position: Position, writer: &mut dyn Write) -> Result<(), SnapshotError> {
     let topics_created = image.topics_created;
     #[cfg(test)]
-    let topics_created = if crate::simulator::planted(crate::simulator::Bug::ForgetfulSnapshot) { 0 } else { topics_created };
+    let topics_created =
+        if crate::simulator::planted(crate::simulator::Bug::ForgetfulSnapshot) { 0 } else { topics_created };
     let header = Header {
         r#type: SNAPSHOT_TYPE.into(),
         cluster: image.cluster,

@@ -42,9 +42,20 @@ pub enum Op {
 /// Who waits for an answer.
 pub enum Waiting {
     /// With what it is told where none comes.
-    Controller { proc: Proc, life: u64, unknown: Mail },
-    Node { proc: Proc, life: u64, asked: Asked },
-    Client { client: usize, attempt: u64 },
+    Controller {
+        proc: Proc,
+        life: u64,
+        unknown: Mail,
+    },
+    Node {
+        proc: Proc,
+        life: u64,
+        asked: Asked,
+    },
+    Client {
+        client: usize,
+        attempt: u64,
+    },
 }
 
 #[derive(Clone, Copy)]
@@ -180,8 +191,11 @@ impl World {
 
     /// An admin request, to one of those that serve.
     pub fn ask_admin(&mut self, out: Time, noun: &'static str, verb: &'static str, payload: &Bytes, request: u64) {
-        let serving: Vec<_> =
-            self.connected_controllers().into_iter().filter(|proc| self.controllers[*proc].as_ref().is_some_and(|c| c.serving)).collect();
+        let serving: Vec<_> = self
+            .connected_controllers()
+            .into_iter()
+            .filter(|proc| self.controllers[*proc].as_ref().is_some_and(|c| c.serving))
+            .collect();
         if serving.is_empty() {
             self.seen.fault("no responders");
             return self.reply_from_server(out, request, Answer::NoResponders);
@@ -298,6 +312,9 @@ impl World {
     }
 
     fn recreate(&mut self, request: u64, image: &Image, position: Position) {
+        if self.stream.last() > position.version.0 {
+            return self.tell(request, Input::Recreated(Err("made anew by another controller meanwhile".into())));
+        }
         let made = self.write_snapshot(image, position);
         self.stream.create(position.version.0 + 1);
         self.note(|| format!("the stream is made anew behind {}", position.version));
@@ -347,7 +364,11 @@ impl World {
     pub fn hang_up(&mut self, proc: Proc, by_client: bool) {
         let Some(connection) = self.hosts[proc].connection.take() else { return };
         self.note(|| format!("connection {} of {} ends", connection.client, name(proc)));
-        let down = if proc < CONTROLLERS { Mail::Controller(Input::Disconnected) } else { Mail::Node(storage::Input::Disconnected) };
+        let down = if proc < CONTROLLERS {
+            Mail::Controller(Input::Disconnected)
+        } else {
+            Mail::Node(storage::Input::Disconnected)
+        };
         if self.hosts[proc].frozen.is_some() {
             let now = self.now();
             self.hosts[proc].inbox.push_back((now, down));

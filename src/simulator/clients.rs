@@ -7,9 +7,11 @@ use bytes::Bytes;
 
 use super::bus::{Answer, Waiting};
 use super::queue::{MS, SECOND, Time};
-use super::world::{Event, World};
+use super::world::{CONTROLLERS, Event, World};
 use crate::types::{RequestId, StorageId, Version};
-use crate::wire::admin::{self, Changed, MetadataRestore, NodeNamed, RestorePlan, Terms, TopicAlter, TopicCreate, TopicNamed};
+use crate::wire::admin::{
+    self, Changed, MetadataRestore, NodeNamed, RestorePlan, Terms, TopicAlter, TopicCreate, TopicNamed,
+};
 use crate::wire::{Code, ErrorBody};
 
 pub const CLIENTS: usize = 3;
@@ -202,12 +204,30 @@ impl World {
         if self.faults.healed_at.is_some() && self.clients.is_idle() && !self.clients.to_replace.is_empty() {
             self.client_turn(0);
         }
+        self.look_after_forked();
         let is_halted = |controller: &super::controllers::ControllerProc| {
             controller.serving && controller.core.role() == crate::wire::ControllerRole::Halted
         };
         if self.clients.restore.is_none() && self.controllers.iter().flatten().any(|controller| is_halted(controller)) {
             self.seen.event("halted");
             self.ask_restore(&MetadataRestore::default());
+        }
+    }
+
+    /// A controller that stays halted while another is active has a history that was lost: its directory is moved away.
+    fn look_after_forked(&mut self) {
+        let is_late = self.faults.healed_at.is_some_and(|at| self.now() > at + 25 * SECOND);
+        let acts = |proc: &usize| self.controllers[*proc].as_ref().is_some_and(|c| c.core.acting_epoch().is_some());
+        let halted = |proc: &usize| {
+            self.controllers[*proc].as_ref().is_some_and(|c| c.core.role() == crate::wire::ControllerRole::Halted)
+        };
+        if is_late
+            && (0..CONTROLLERS).any(|proc| acts(&proc))
+            && let Some(proc) = (0..CONTROLLERS).find(halted)
+        {
+            self.seen.event("forked controller begins anew");
+            self.crash(proc, true, Some(100 * MS));
+            self.hosts[proc].folder = self.new_folder();
         }
     }
 

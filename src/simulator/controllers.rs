@@ -10,8 +10,8 @@ use super::bus::{Answer, Op, QUESTION};
 use super::queue::{MS, SECOND, Time};
 use super::world::{CONTROLLERS, Mail, NODES, Proc, World, name};
 use crate::controller::core::{
-    AppendResult, Controller, Effect, Holder, Identity, Input, LeaseResult, MetadataHolder, Now, ServicesView, Settings,
-    Token,
+    AppendResult, Controller, Effect, Holder, Identity, Input, LeaseResult, MetadataHolder, Now, ServicesView,
+    Settings, Token,
 };
 use crate::controller::shell::recover::recover;
 use crate::controller::shell::serve::Fetch;
@@ -446,8 +446,7 @@ impl World {
             self.checker.break_rule(8, || format!("the snapshot of {position} reads back as something else"));
         }
         self.seen.event("snapshot");
-        let snapshot =
-            SnapshotRef { version: position.version, digest: position.digest, bytes: bytes.len() as u64 };
+        let snapshot = SnapshotRef { version: position.version, digest: position.digest, bytes: bytes.len() as u64 };
         self.stream.objects.insert(snapshot.name(), bytes.into());
         Ok(snapshot)
     }
@@ -468,7 +467,8 @@ impl World {
             }
         };
         let host = &self.hosts[proc];
-        let reader = reader.filter(|_| host.connection.is_some() && !host.cut_in && !host.cut_out && host.frozen.is_none());
+        let reader =
+            reader.filter(|_| host.connection.is_some() && !host.cut_in && !host.cut_out && host.frozen.is_none());
         let reader = reader.ok_or("nobody answers")?;
         let mut history = History::new();
         for _ in 0..10_000 {

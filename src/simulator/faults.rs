@@ -57,7 +57,7 @@ const KINDS: &[(Kind, u64)] = &[
     (Kind::CutOneWay, 15),
     (Kind::HangUp, 25),
     (Kind::Rain, 20),
-    (Kind::LostAppendAcks, 12),
+    (Kind::LostAppendAcks, 14),
     (Kind::LateAppends, 12),
     (Kind::SlowStream, 8),
     (Kind::StreamCrash, 10),
@@ -94,6 +94,8 @@ pub struct Faults {
     /// Whether the nodes are told their ids.
     pub with_ids: bool,
     pub healed_at: Option<Time>,
+    /// When messages began to be lost last.
+    pub rained_at: Time,
     /// An earlier state of a folder.
     backup: Option<(Proc, usize)>,
 }
@@ -114,6 +116,7 @@ impl Faults {
             message_limit: rng.pick(&[900_000, 900_000, 1_200]),
             with_ids: rng.chance(600),
             healed_at: None,
+            rained_at: 0,
             backup: None,
         }
     }
@@ -242,6 +245,7 @@ impl World {
         let rng = &mut self.rng;
         match kind {
             Kind::Rain => {
+                self.faults.rained_at = self.queue.now;
                 self.weather.lost = rng.pick(&[0, 50, 300]);
                 self.weather.repeated = rng.pick(&[0, 50, 300]);
                 self.weather.slow = rng.pick(&[0, 50, 200]);
@@ -289,7 +293,9 @@ impl World {
         host.freezes += 1;
         let freeze = host.freezes;
         self.queue.after(span, Event::Wake { proc, freeze });
-        self.note(|| format!("{} is {} for {} ms", name(proc), if how == Frozen::Busy { "busy" } else { "frozen" }, span / MS));
+        self.note(|| {
+            format!("{} is {} for {} ms", name(proc), if how == Frozen::Busy { "busy" } else { "frozen" }, span / MS)
+        });
     }
 
     fn stream_goes_back(&mut self) {
@@ -389,7 +395,13 @@ impl World {
         let to = self.rng.below(CONTROLLERS);
         let cluster = self.checker.image().map_or(ClusterId(self.rng.uuid()), |image| image.cluster);
         let huge = Position { version: Version(self.rng.pick(&[1 << 40, u64::MAX, 3])), ..Position::default() };
-        let noise = Bytes::from_static(self.rng.pick(&[&b"{"[..], b"\xff\xfe", b"{}", b"[[[[", b"{\"type\":\"dmq.entry.v2\"}"]));
+        let noise = Bytes::from_static(self.rng.pick(&[
+            &b"{"[..],
+            b"\xff\xfe",
+            b"{}",
+            b"[[[[",
+            b"{\"type\":\"dmq.entry.v2\"}",
+        ]));
         match self.rng.below(6) {
             0 => self.strange_entry(cluster),
             1 => {
@@ -466,7 +478,8 @@ impl World {
 
     pub fn mend(&mut self, mend: Mend) {
         match mend {
-            Mend::Link(proc) => self.mend_link(proc),
+            Mend::Link(proc) if self.faults.healed_at.is_none() => self.mend_link(proc),
+            Mend::Link(_) => {}
             Mend::Weather => self.weather = Default::default(),
             Mend::Disk(folder) => {
                 self.folders[folder].recover();

@@ -155,7 +155,8 @@ impl World {
                 self.ask_admin_for_node(proc, waiting, "alter", admin::encode(&request).into());
             }
             Effect::SendHeartbeat(heartbeat) => {
-                let request = self.wait(Waiting::Node { proc, life, asked: Asked::Heartbeat(heartbeat.sequence) }, REQUEST);
+                let request =
+                    self.wait(Waiting::Node { proc, life, asked: Asked::Heartbeat(heartbeat.sequence) }, REQUEST);
                 let Some(out) = self.hop_out(proc) else { return };
                 self.check_reported(proc, heartbeat.position, heartbeat.controller_epoch);
                 let (storage, payload) = (heartbeat.storage, heartbeat.encode());
@@ -178,9 +179,7 @@ impl World {
                 let (storage, payload) = (ack.storage, ack.encode());
                 let Some(out) = self.hop_out(proc) else { return };
                 for to in self.connected_controllers() {
-                    self.send(out, to, || {
-                        Mail::Controller(control::Input::Ack { storage, payload: payload.clone() })
-                    });
+                    self.send(out, to, || Mail::Controller(control::Input::Ack { storage, payload: payload.clone() }));
                 }
             }
             Effect::Fetch { call, controller, request } => {

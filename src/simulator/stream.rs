@@ -133,7 +133,9 @@ impl Stream {
         let mut committed: Vec<SnapshotRef> = Vec::new();
         let mut digests: BTreeMap<Version, Digest> = BTreeMap::new();
         for sequence in self.first..=self.last() {
-            let Some(entry) = self.get(sequence).and_then(|message| ParsedEntry::parse(&message.payload)) else { continue };
+            let Some(entry) = self.get(sequence).and_then(|message| ParsedEntry::parse(&message.payload)) else {
+                continue;
+            };
             digests.insert(entry.previous.version, entry.previous.digest);
             for record in entry.records().unwrap_or_default() {
                 if let Record::SnapshotCommitted { snapshot } = record {

@@ -81,16 +81,32 @@ pub enum Event {
 pub enum Mail {
     Controller(control::Input),
     Node(storage::Input),
-    Heartbeat { storage: StorageId, payload: Bytes, request: u64, sent: Option<Sent> },
-    Admin { noun: &'static str, verb: &'static str, payload: Bytes, request: u64 },
-    Fetch { payload: Bytes, request: u64 },
+    Heartbeat {
+        storage: StorageId,
+        payload: Bytes,
+        request: u64,
+        sent: Option<Sent>,
+    },
+    Admin {
+        noun: &'static str,
+        verb: &'static str,
+        payload: Bytes,
+        request: u64,
+    },
+    Fetch {
+        payload: Bytes,
+        request: u64,
+    },
     Push(Bytes),
     /// The lease's key may have changed.
     Watch,
     /// The stream may have more.
     Follow,
     /// The lease's worker has its answer.
-    Leased { sent_at: Monotonic, result: control::LeaseResult },
+    Leased {
+        sent_at: Monotonic,
+        result: control::LeaseResult,
+    },
     /// The disk has done what it was given.
     Written,
 }

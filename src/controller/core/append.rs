@@ -22,6 +22,9 @@ const ANSWER: Duration = Duration::from_millis(1500);
 /// How many messages that are not ours may stand in the way of one change.
 const OBSTACLES: u32 = 1000;
 
+/// An epoch that no election ever has: every JSON reader still holds it exactly.
+const NOBODYS_EPOCH: ControllerEpoch = ControllerEpoch((1 << 53) - 1);
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Purpose {
     Election,
@@ -68,6 +71,11 @@ impl InFlight {
     /// The records that are about to take effect.
     pub(super) fn records(&self) -> &[Record] {
         &self.entry.records
+    }
+
+    fn is_about_liveness(&self) -> bool {
+        let is_state = |record: &Record| matches!(record, Record::StorageStateChanged { .. });
+        self.purpose == Purpose::Background && self.entry.records.iter().any(is_state)
     }
 
     fn current(&self) -> &Bytes {
@@ -213,7 +221,7 @@ impl Controller {
         // version of this very place, it would be one without its record, and nobody could follow the history any further.
         let mut entry = in_flight.entry.clone();
         if in_flight.purpose == Purpose::Election {
-            entry.controller_epoch = ControllerEpoch(0);
+            entry.controller_epoch = NOBODYS_EPOCH;
         }
         entry.records = vec![Record::NoOp {}];
         entry.request = None;
@@ -260,6 +268,11 @@ impl Controller {
         self.absorb(version, payload);
         if too_many {
             self.resign("others write to the history's subject without end");
+        }
+        // Who was silent may be heard by now: what follows from that is decided anew.
+        if self.in_flight.as_ref().is_some_and(InFlight::is_about_liveness) {
+            self.in_flight = None;
+            self.pairing_dirty = true;
         }
         match self.role {
             Role::Active { .. } | Role::Electing if self.in_flight.is_some() => self.begin_again(),

@@ -93,13 +93,15 @@ pub(super) struct Probe {
     /// A registered node, or a controller, claims a version beyond the head: which, who, and how often that was confirmed.
     pub(super) beyond: Option<(Version, String, u32)>,
     loading: bool,
+    /// Where the stream was last seen to end: up to there, versions were given out.
+    pub(super) head: Version,
     /// Our own last message, as long as it was not seen to be the stream's too.
     unproved: Option<Version>,
 }
 
 impl Probe {
     pub(super) fn reset(&mut self) {
-        *self = Self::default();
+        *self = Self { head: self.head, ..Self::default() };
     }
 
     pub(super) fn due(&self) -> Option<Monotonic> {
@@ -157,6 +159,7 @@ impl Controller {
             Head::Missing => (Version(1), Version::ZERO, true),
             Head::Present { first, last, snapshot } => (first, last, snapshot),
         };
+        self.probe.head = self.probe.head.max(last);
         let seen = self.history.seen();
         if last < seen {
             return self.looks_lost(format!(

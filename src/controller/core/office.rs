@@ -81,6 +81,7 @@ impl Controller {
         );
         self.connection = Some(connection);
         self.hearing_since = self.mono();
+        self.hear_anew();
         self.lease.let_go();
         self.probe.reset();
         self.announce_at = self.mono();

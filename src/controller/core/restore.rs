@@ -110,8 +110,13 @@ impl Controller {
             let words = "nobody that was heard has any metadata: start the nodes that have it, and ask again";
             return self.fail(token, WireError::new(Code::InvalidState, words));
         };
-        let highest =
-            self.probe.beyond.as_ref().map_or(Version::ZERO, |(version, ..)| *version).max(survey.source.version);
+        let highest = self
+            .probe
+            .beyond
+            .as_ref()
+            .map_or(Version::ZERO, |(version, ..)| *version)
+            .max(survey.source.version)
+            .max(self.probe.head);
         let next = restored_version(survey.source, highest).next();
         let plan = RestorePlan {
             cluster_id: survey.cluster,

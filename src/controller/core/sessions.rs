@@ -329,6 +329,14 @@ impl Controller {
         }
     }
 
+    /// While nothing could be heard, a node whose connection had ended may have come back over another one.
+    pub(super) fn hear_anew(&mut self) {
+        for session in self.sessions.values_mut().filter(|session| session.ended) {
+            session.ended = false;
+            session.connection = None;
+        }
+    }
+
     pub(super) fn session_registered(&mut self, id: StorageId, incarnation: IncarnationId, version: Version) {
         self.pairing_dirty = true;
         // It has not heartbeaten yet: its session counts from its registration.

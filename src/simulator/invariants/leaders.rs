@@ -61,12 +61,18 @@ impl World {
     }
 
     fn check_gone(&mut self, storage: StorageId, epoch: NodeEpoch, cause: &str) {
+        // That it came back over another connection was perhaps said to nobody who heard it.
+        if cause.contains("connection ended") && self.faults.rained_at + 3 * SESSION > self.now() {
+            return;
+        }
         let head = self.checker.head_at(self.now().saturating_sub(SESSION));
         let leads = |proc: &Proc| {
             self.nodes[*proc - CONTROLLERS].as_ref().is_some_and(|node| {
                 let is_it = node.core.identity().storage == Some(storage) && node.core.node_epoch() == Some(epoch);
                 // Whoever is heard and applies nothing is fenced although its lease runs.
-                is_it && node.core.persisted().version >= head
+                is_it
+                    && node.core.persisted().version >= head
+                    && self.hosts[*proc].slow_disk_until + SESSION < self.now()
             }) && self.may_lead(*proc)
         };
         if let Some(proc) = (CONTROLLERS..=COPY).find(leads) {

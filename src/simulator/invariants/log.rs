@@ -81,8 +81,16 @@ impl World {
                 }
             }
         }
-        if position.version <= checker.highest_seen {
+        let is_same = checker.strays.contains_key(&(position.version, position.digest.0))
+            || checker.at(position.version).is_some_and(|history| history.position() == position);
+        if position.version <= checker.highest_seen && !is_same {
             checker.break_rule(2, || format!("a history is restored at {position}, which was given out before"));
+        }
+        for (id, node) in &image.storage {
+            checker.node_epochs.insert(*id, node.epoch);
+            if let Some(controller) = node.pairing {
+                checker.pairings.insert((*id, node.pairing_epoch.0), controller);
+            }
         }
         checker.history = History::from_image(image.clone(), position);
         checker.trail.push(Step { at: now, history: checker.history.clone() });
@@ -130,7 +138,8 @@ impl World {
         self.seen.event("replay from a snapshot");
         let full = &self.checker.history;
         if full.position() != history.position() || bytes(full) != bytes(&history) {
-            let words = format!("from the snapshot of {position} it is {:?}, in full {:?}", history.image(), full.image());
+            let words =
+                format!("from the snapshot of {position} it is {:?}, in full {:?}", history.image(), full.image());
             self.checker.break_rule(8, || words);
         }
     }
@@ -193,7 +202,9 @@ impl Checker {
                     let epoch = self.image().and_then(|image| image.storage.get(storage)).map(|node| node.epoch);
                     let before = self.node_epochs.get(storage).copied();
                     if epoch <= before {
-                        self.break_rule(10, || format!("storage node {storage} had {before:?} and registers with {epoch:?}"));
+                        self.break_rule(10, || {
+                            format!("storage node {storage} had {before:?} and registers with {epoch:?}")
+                        });
                     }
                     if let Some(epoch) = epoch {
                         self.node_epochs.insert(*storage, epoch);

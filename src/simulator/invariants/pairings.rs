@@ -39,7 +39,10 @@ impl World {
         if push.pairing_epoch < pairing || (known != Some(push.controller) && !is_stray) {
             self.checker.break_rule(14, || {
                 let (controller, epoch) = (push.controller, push.pairing_epoch);
-                format!("{} applies a push of controller {controller} under {epoch}, paired {known:?}, {pairing}", name(proc))
+                format!(
+                    "{} applies a push of controller {controller} under {epoch}, paired {known:?}, {pairing}",
+                    name(proc)
+                )
             });
         }
     }

@@ -21,9 +21,16 @@ enum Stage {
     #[default]
     Healing,
     /// A node is silent since then, perhaps together with the active controller.
-    Silent { proc: Proc, storage: StorageId, since: Time, failover: bool },
+    Silent {
+        proc: Proc,
+        storage: StorageId,
+        since: Time,
+        failover: bool,
+    },
     /// All of it is to heal again.
-    Again { since: Time },
+    Again {
+        since: Time,
+    },
     Done,
 }
 
@@ -65,7 +72,8 @@ impl World {
 
     fn begin_silence(&mut self) {
         let proc = CONTROLLERS + self.rng.below(COPY - CONTROLLERS);
-        let Some(storage) = self.nodes[proc - CONTROLLERS].as_ref().and_then(|node| node.core.identity().storage) else {
+        let Some(storage) = self.nodes[proc - CONTROLLERS].as_ref().and_then(|node| node.core.identity().storage)
+        else {
             return;
         };
         let failover = self.rng.chance(500);

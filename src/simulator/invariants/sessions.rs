@@ -111,7 +111,9 @@ impl World {
 
     fn check_shutdown(&mut self, controller: Proc, proc: Proc) {
         let Some(image) = self.controllers[controller].as_ref().and_then(|c| c.core.history().image()) else { return };
-        let Some(storage) = self.nodes[proc - CONTROLLERS].as_ref().and_then(|n| n.core.identity().storage) else { return };
+        let Some(storage) = self.nodes[proc - CONTROLLERS].as_ref().and_then(|n| n.core.identity().storage) else {
+            return;
+        };
         let moved = self.checker.fenced_at.get(&storage).copied().unwrap_or_default();
         let leaders = image.storage.get(&storage).map_or(0, |node| node.leaders);
         let behind = |other: &Proc| {
@@ -142,9 +144,12 @@ impl Checker {
         let Some((storage, epoch)) = self.isr_asked.remove(&(proc, call.0)) else { return };
         let Ok(answer) = admin::decode::<PartitionAltered>(body) else { return };
         let is_taken = answer.partitions.iter().any(|outcome| outcome.partition_epoch.is_some());
-        let present = self.at(answer.version).and_then(|history| history.image()?.storage.get(&storage)).map(|n| n.epoch);
+        let present =
+            self.at(answer.version).and_then(|history| history.image()?.storage.get(&storage)).map(|n| n.epoch);
         if is_taken && present.is_some_and(|present| present != epoch) {
-            self.break_rule(10, || format!("storage node {storage} asked with {epoch}, was granted it, and has {present:?}"));
+            self.break_rule(10, || {
+                format!("storage node {storage} asked with {epoch}, was granted it, and has {present:?}")
+            });
         }
     }
 }

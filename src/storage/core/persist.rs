@@ -164,7 +164,11 @@ impl StorageCore {
         let Some(storage) = self.identity.storage else { return };
         let position = self.disk.position;
         #[cfg(test)]
-        let position = if crate::simulator::planted(crate::simulator::Bug::AcknowledgedEarly) { self.history.position() } else { position };
+        let position = if crate::simulator::planted(crate::simulator::Bug::AcknowledgedEarly) {
+            self.history.position()
+        } else {
+            position
+        };
         let ack = PushAck {
             cluster: self.identity.cluster,
             storage,

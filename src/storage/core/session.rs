@@ -322,6 +322,10 @@ impl StorageCore {
         if !answer.state.serves() || !registered {
             self.session.revoke();
             self.tell_may_lead(now, out);
+            if !registered {
+                // Its epoch is of a history that was lost: this incarnation has another one in the restored one.
+                self.register_anew(now);
+            }
         } else if answer.lease_ms > 0 {
             let lease = Duration::from_millis(answer.lease_ms).min(self.settings.lease_max);
             let until = sent_at + lease;
