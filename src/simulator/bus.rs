@@ -28,7 +28,7 @@ pub struct Weather {
 /// A question to JetStream, or to who has metadata.
 pub enum Op {
     Head { asked_at: Monotonic, snapshot: Option<String> },
-    Append { expected: Version, payload: Bytes },
+    Append { attempt: u64, expected: Version, payload: Bytes },
     Read(Version),
     Take { revision: Option<u64>, holder: Holder, sent_at: Monotonic },
     Release(u64),
@@ -235,7 +235,9 @@ impl World {
                 let head = Some(self.stream.head(snapshot.as_deref()));
                 self.tell(request, Input::Head { asked_at, head });
             }
-            Op::Append { expected, payload } => self.store(request, author, expected, payload),
+            Op::Append { attempt, expected, payload } => {
+                self.store(request, attempt, expected, Message { payload, author })
+            }
             Op::Read(version) => {
                 let found = self.stream.get(version.0).map(|message| message.payload.clone());
                 let result = if self.stream.exists { Ok(found) } else { Err(()) };
@@ -275,14 +277,14 @@ impl World {
         }
     }
 
-    fn store(&mut self, request: u64, author: Author, expected: Version, payload: Bytes) {
+    fn store(&mut self, request: u64, attempt: u64, expected: Version, message: Message) {
         if !self.stream.exists && expected == Version::ZERO {
             self.stream.create(1);
         }
-        match self.stream.append(expected.0, Message { payload, author }) {
+        match self.stream.append(expected.0, message) {
             Ok(_) => {
                 self.plan_sync();
-                let stored = Input::Appended { expected, result: AppendResult::Stored };
+                let stored = Input::Appended { attempt, result: AppendResult::Stored };
                 if self.rng.chance(self.weather.lost_append_acks) {
                     return self.seen.fault("lost append acknowledgements");
                 }
@@ -290,7 +292,7 @@ impl World {
                 let wait = self.stream_sync_at - self.now();
                 self.reply_from_server(wait, request, Answer::Controller(Mail::Controller(stored)));
             }
-            Err(result) => self.tell(request, Input::Appended { expected, result }),
+            Err(result) => self.tell(request, Input::Appended { attempt, result }),
         }
     }
 

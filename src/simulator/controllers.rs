@@ -209,7 +209,7 @@ impl World {
                 let unknown = Input::Loaded(Err("no answer".into()));
                 self.ask(proc, Op::Load, Mail::Controller(unknown), 5 * SECOND);
             }
-            Effect::Append { expected, payload } => self.append(proc, expected, payload),
+            Effect::Append { attempt, expected, payload } => self.append(proc, attempt, expected, payload),
             Effect::Read { version } => {
                 let unknown = Input::Read { version, result: Err(()) };
                 self.ask(proc, Op::Read(version), Mail::Controller(unknown), QUESTION);
@@ -274,15 +274,15 @@ impl World {
         }
     }
 
-    fn append(&mut self, proc: Proc, expected: Version, payload: Bytes) {
+    fn append(&mut self, proc: Proc, attempt: u64, expected: Version, payload: Bytes) {
         self.check_append(proc, &payload);
         let lost = self.controllers[proc].as_ref().is_some_and(|c| c.belongs_to.is_some()) && expected == Version::ZERO;
         if lost {
             let result = AppendResult::Refused("the history is gone".into());
-            return self.report(100, proc, Mail::Controller(Input::Appended { expected, result }));
+            return self.report(100, proc, Mail::Controller(Input::Appended { attempt, result }));
         }
-        let unknown = Input::Appended { expected, result: AppendResult::Unknown };
-        self.ask(proc, Op::Append { expected, payload }, Mail::Controller(unknown), QUESTION);
+        let unknown = Input::Appended { attempt, result: AppendResult::Unknown };
+        self.ask(proc, Op::Append { attempt, expected, payload }, Mail::Controller(unknown), QUESTION);
     }
 
     fn answer(&mut self, proc: Proc, token: Token, payload: Bytes) {

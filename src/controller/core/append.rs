@@ -49,6 +49,8 @@ pub(super) struct InFlight {
     messages: Vec<Bytes>,
     sent: usize,
     expected: Version,
+    /// The append that is waited for.
+    attempt: u64,
     stage: Stage,
     filler: Option<Bytes>,
     answer_by: Monotonic,
@@ -111,6 +113,7 @@ impl Controller {
             messages: Vec::new(),
             sent: 0,
             expected: Version::ZERO,
+            attempt: 0,
             stage: Stage::Appending,
             filler: None,
             answer_by: self.mono() + ANSWER,
@@ -152,22 +155,24 @@ impl Controller {
     fn send(&mut self) {
         let (seen, now) = (self.history.seen(), self.mono());
         let Some(in_flight) = &mut self.in_flight else { return };
+        self.attempts += 1;
+        in_flight.attempt = self.attempts;
         in_flight.expected = seen;
         in_flight.stage = Stage::Appending;
         in_flight.answer_by = now + ANSWER;
         let payload = in_flight.messages[in_flight.sent].clone();
-        self.out.push(Effect::Append { expected: seen, payload });
+        self.out.push(Effect::Append { attempt: self.attempts, expected: seen, payload });
     }
 
-    pub(super) fn on_appended(&mut self, expected: Version, result: AppendResult) {
+    pub(super) fn on_appended(&mut self, attempt: u64, result: AppendResult) {
         let Some(in_flight) = &mut self.in_flight else { return };
-        if in_flight.expected != expected || in_flight.stage == Stage::Reading {
+        if in_flight.attempt != attempt || in_flight.stage == Stage::Reading {
             return;
         }
         match result {
             AppendResult::Stored => {
-                let payload = in_flight.current().clone();
-                self.arrived(expected.next(), &payload);
+                let (version, payload) = (in_flight.expected.next(), in_flight.current().clone());
+                self.arrived(version, &payload);
             }
             AppendResult::Conflict | AppendResult::Unknown => self.look(),
             AppendResult::Refused(words) => {
@@ -233,8 +238,10 @@ impl Controller {
         in_flight.stage = Stage::Filling;
         in_flight.filler = Some(filler.clone());
         in_flight.answer_by = now + ANSWER;
-        let expected = in_flight.expected;
-        self.out.push(Effect::Append { expected, payload: filler });
+        self.attempts += 1;
+        in_flight.attempt = self.attempts;
+        let (attempt, expected) = (in_flight.attempt, in_flight.expected);
+        self.out.push(Effect::Append { attempt, expected, payload: filler });
     }
 
     /// A message is in the place that ours was meant for. True where it was taken care of here.

@@ -303,6 +303,7 @@ impl Controller {
         self.out.push(Effect::Install { image: Box::new(image.clone()), position });
         self.history = History::from_image(image, position);
         self.tail.clear();
+        self.unseen = position.version;
         for session in self.sessions.values_mut() {
             session.fenced_at = session.fenced_at.max(position.version);
         }

@@ -191,7 +191,8 @@ impl Controller {
         if self.ended.contains(&heartbeat.connection) {
             return false;
         }
-        let fresh = || Session::new(heartbeat.incarnation);
+        let unseen = self.unseen;
+        let fresh = || Session { lost_leadership_at: unseen, ..Session::new(heartbeat.incarnation) };
         let session = self.sessions.entry(heartbeat.storage).or_insert_with(fresh);
         if session.incarnation != heartbeat.incarnation {
             let (fenced_at, push) = (session.fenced_at, PushState::default());

@@ -23,6 +23,8 @@ enum Fate {
     Swallowed,
     /// Something of a stranger is stored before it.
     Preceded,
+    /// On its way, neither stored nor answered yet.
+    Held,
 }
 
 struct Rig {
@@ -34,6 +36,8 @@ struct Rig {
     deaf: bool,
     revision: u64,
     fates: VecDeque<Fate>,
+    /// Appends that are on their way.
+    held: Vec<(u64, Version, Bytes)>,
     answers: Vec<(Token, Result<Bytes, WireError>)>,
     pushes: Vec<StorageId>,
     serving: bool,
@@ -76,6 +80,7 @@ impl Rig {
             deaf: false,
             revision: 0,
             fates: VecDeque::new(),
+            held: Vec::new(),
             answers: Vec::new(),
             pushes: Vec::new(),
             serving: false,
@@ -113,7 +118,15 @@ impl Rig {
                 let head = if self.missing { Head::Missing } else { present };
                 Some(Input::Head { asked_at: sent_at, head: Some(head) })
             }
-            Effect::Append { expected, payload } => self.append(expected, payload),
+            Effect::Append { attempt, expected, payload } => {
+                if self.fates.front() == Some(&Fate::Held) {
+                    self.fates.pop_front();
+                    self.held.push((attempt, expected, payload));
+                    return None;
+                }
+                let result = self.append(expected, payload);
+                Some(Input::Appended { attempt, result })
+            }
             Effect::Read { version } => {
                 let found = self.stream.get(version.0 as usize - 1).cloned();
                 Some(Input::Read { version, result: if self.deaf { Err(()) } else { Ok(found) } })
@@ -158,25 +171,24 @@ impl Rig {
         }
     }
 
-    fn append(&mut self, expected: Version, payload: Bytes) -> Option<Input> {
+    fn append(&mut self, expected: Version, payload: Bytes) -> AppendResult {
         let fate = self.fates.pop_front();
         if fate == Some(Fate::Preceded) {
             self.stream.push(Bytes::from_static(b"from a stranger"));
         }
         let fits = expected.0 == self.stream.len() as u64;
-        let result = match fate {
+        match fate {
             Some(Fate::Swallowed) => AppendResult::Unknown,
             _ if !fits => AppendResult::Conflict,
             Some(Fate::Unanswered) => {
                 self.stream.push(payload);
                 AppendResult::Unknown
             }
-            Some(Fate::Preceded) | None => {
+            Some(Fate::Preceded | Fate::Held) | None => {
                 self.stream.push(payload);
                 AppendResult::Stored
             }
-        };
-        Some(Input::Appended { expected, result })
+        }
     }
 
     /// Lets time pass in small steps.
@@ -673,4 +685,43 @@ fn a_history_that_is_lost_again_before_its_restorer_is_elected_can_be_restored_a
     let token = rig.admin("metadata", "restore", String::new());
     let plan: admin::RestorePlan = serde_json::from_slice(rig.answer(token).unwrap().as_ref().unwrap()).unwrap();
     assert!(!plan.done);
+}
+
+#[test]
+fn the_late_answer_to_an_append_that_was_given_up_is_not_taken_for_that_of_the_no_op_in_its_place() {
+    let mut rig = Rig::with_nodes();
+    let token = rig.create("first");
+    assert!(rig.answer(token).is_none(), "it waits for the nodes");
+    // The append is not answered, and its place is found empty; then it lands after all, before the no-op.
+    rig.fates.extend([Fate::Held, Fate::Held]);
+    rig.create("orders");
+    rig.pass(Duration::from_secs(2));
+    let [(first, _, payload), (second, ..)] = &rig.held[..] else { panic!("{:?}", rig.held) };
+    let (first, second) = (*first, *second);
+    rig.stream.push(payload.clone());
+    rig.feed(Input::Appended { attempt: first, result: AppendResult::Stored });
+    rig.feed(Input::Appended { attempt: second, result: AppendResult::Conflict });
+    assert!(rig.core.history().image().unwrap().topic("orders").is_some());
+    let mut replayed = History::new();
+    for (version, payload) in (1..).map(Version).zip(&rig.stream) {
+        replayed.offer(version, payload).unwrap();
+    }
+    assert_eq!(replayed.position(), rig.core.history().position());
+}
+
+#[test]
+fn who_lost_a_leadership_before_this_process_began_gets_no_lease_before_it_knows() {
+    let mut rig = Rig::with_nodes();
+    let before = rig.core.history().position();
+    rig.create("orders");
+    let mut again = Rig::new();
+    again.stream = rig.stream.clone();
+    let me = Identity { incarnation: IncarnationId(Uuid::from_u128(9)), ..rig.core.me };
+    again.core = Controller::new(me, settings(), rig.core.history().clone(), None);
+    again.feed(Input::LeaseFree);
+    again.feed(Input::Connected(connection(7)));
+    again.pass(Duration::from_millis(100));
+    assert_eq!(again.core.role(), ControllerRole::Active);
+    assert_eq!(again.heartbeat_at(0, 10, 3, before).unwrap().lease_ms, 0);
+    assert!(again.heartbeat(0, 10, 4).unwrap().lease_ms > 0);
 }

@@ -65,15 +65,18 @@ impl World {
         if cause.contains("connection ended") && self.faults.rained_at + 3 * SESSION > self.now() {
             return;
         }
-        let head = self.checker.head_at(self.now().saturating_sub(SESSION));
+        let now = self.now();
+        let elected = self.checker.image().and_then(|image| image.controller.as_ref()).map(|held| held.incarnation);
+        let by = (0..CONTROLLERS).find(|proc| Some(self.hosts[*proc].incarnation) == elected);
         let leads = |proc: &Proc| {
-            self.nodes[*proc - CONTROLLERS].as_ref().is_some_and(|node| {
-                let is_it = node.core.identity().storage == Some(storage) && node.core.node_epoch() == Some(epoch);
-                // Whoever is heard and applies nothing is fenced although its lease runs.
-                is_it
-                    && node.core.persisted().version >= head
-                    && self.hosts[*proc].slow_disk_until + SESSION < self.now()
-            }) && self.may_lead(*proc)
+            let is_it = self.nodes[*proc - CONTROLLERS].as_ref().is_some_and(|node| {
+                node.core.identity().storage == Some(storage) && node.core.node_epoch() == Some(epoch)
+            });
+            // Whoever is heard and applies nothing is fenced although its lease runs.
+            let is_heard = by.is_some_and(|by| self.checker.heard_ago(by, *proc, now) < SESSION);
+            let is_stalled = self.hosts[*proc].slow_disk_until + SESSION > now;
+            let is_excused = cause.contains("silent") && (is_heard || is_stalled);
+            is_it && !is_excused && self.may_lead(*proc)
         };
         if let Some(proc) = (CONTROLLERS..=COPY).find(leads) {
             let words = format!("{} is fenced ({cause}), and may lead", name(proc));
