@@ -254,7 +254,7 @@ impl World {
             Kind::LateAppends => self.weather.late_appends = rng.pick(&[300, 1_000]),
             _ => {
                 self.seen.fault("slow stream");
-                self.weather.sync_stall_ms = rng.pick(&[100, 1_000, 3_000]);
+                self.weather.sync_stall_ms = rng.pick(&[100, 1_000, 3_000, 12_000]);
             }
         }
         let span = rng.between(200, 4_000) * MS;

@@ -110,6 +110,7 @@ impl World {
         }
         checker.history = checker.trail.last().map(|step| step.history.clone()).unwrap_or_default();
         checker.lost = true;
+        checker.went_back = true;
         checker.leaders.retain(|_, (_, version)| version.0 <= last);
         checker.effects.retain(|_, version| version.0 <= last);
         checker.acknowledged.retain(|_, version| version.0 <= last);

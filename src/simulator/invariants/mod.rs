@@ -57,6 +57,8 @@ pub struct Checker {
     /// Since when the history is lost, until it is restored.
     lost: bool,
     restored_at: Time,
+    /// The stream lost what it had acknowledged.
+    went_back: bool,
     epochs_granted: BTreeMap<ControllerEpoch, usize>,
     leaders: BTreeMap<(Place, LeaderEpoch), (StorageId, Version)>,
     /// When each leader epoch began.

@@ -47,7 +47,8 @@ impl World {
         let now = self.now();
         match self.checker.progress.stage {
             Stage::Healing => match self.is_whole() {
-                Ok(()) => self.begin_silence(),
+                Ok(()) if self.is_on_record() => self.begin_silence(),
+                Ok(()) => self.agree_on_a_lost_history(),
                 Err(words) if now > healed_at + BOUND => self.checker.break_rule(16, || words),
                 Err(_) => {}
             },
@@ -67,6 +68,24 @@ impl World {
                 Err(_) => {}
             },
             Stage::Done => {}
+        }
+    }
+
+    /// Whether what everybody has is what the stream says to who reads it from its beginning.
+    fn is_on_record(&self) -> bool {
+        let mut all = self.controllers.iter().flatten().map(|c| c.core.history().position());
+        all.all(|position| position == self.checker.history.position())
+    }
+
+    /// Where the stream lost what it had acknowledged, and everybody still has it who could tell, nobody may notice: a
+    /// controller whose disk begins with a snapshot has no message of its own to hold against the stream's.
+    fn agree_on_a_lost_history(&mut self) {
+        if self.checker.went_back {
+            self.seen.event("fork that nobody noticed");
+            self.checker.progress.stage = Stage::Done;
+        } else {
+            let words = "what all controllers have is not what the stream says";
+            self.checker.break_rule(6, || words.into());
         }
     }
 
