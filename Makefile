@@ -25,6 +25,10 @@ dev: ## Run a whole cluster on this machine (CONTROLLERS=3 STORAGE=3 DATA=.dev A
 test: ## Run every test that needs no Docker (ARGS='--test harness' for some)
 	server=$$(python3 tools/nats-server.py) && DMQ_TEST_NATS_SERVER=$$server cargo test --locked $(ARGS)
 
+.PHONY: simulate
+simulate: ## Let the simulator look for faults until it finds one (SEED=... repeats a run)
+	SEED=$(SEED) cargo test --locked --release --lib simulator::runs::on_and_on -- --ignored --nocapture
+
 .PHONY: build
 build: ## Build the binary that the figures are measured with: target/release/dmq
 	cargo build --locked --release

@@ -10,6 +10,8 @@ pub mod log;
 pub mod metadata;
 pub mod process;
 pub mod replication;
+#[cfg(test)]
+mod simulator;
 pub mod storage;
 pub mod types;
 pub mod wire;

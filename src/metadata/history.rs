@@ -97,6 +97,12 @@ impl History {
     }
 
     pub fn from_image(image: Image, position: Position) -> Self {
+        #[cfg(test)]
+        let image = Image {
+            topics_created: image.topics_created
+                + u64::from(crate::simulator::planted(crate::simulator::Bug::StateOfItsOwn)),
+            ..image
+        };
         Self { image: Some(image), position, seen: position.version, pending: None }
     }
 

@@ -425,6 +425,10 @@ impl Image {
         if let Some(leader) = change.leader {
             partition.leader = leader;
             partition.leader_epoch.0 += 1;
+            #[cfg(test)]
+            if crate::simulator::planted(crate::simulator::Bug::SameLeaderEpoch) {
+                partition.leader_epoch.0 -= 1;
+            }
         }
         let after = partition.leader;
         if after.is_some_and(|leader| !partition.in_sync(leader)) {

@@ -109,6 +109,10 @@ enum Line {
 
 /// Writes the image at `position`. The writer should be buffered.
 pub fn write_snapshot(image: &Image, position: Position, writer: &mut dyn Write) -> Result<(), SnapshotError> {
+    let topics_created = image.topics_created;
+    #[cfg(test)]
+    let topics_created =
+        if crate::simulator::planted(crate::simulator::Bug::ForgetfulSnapshot) { 0 } else { topics_created };
     let header = Header {
         r#type: SNAPSHOT_TYPE.into(),
         cluster: image.cluster,
@@ -120,7 +124,7 @@ pub fn write_snapshot(image: &Image, position: Position, writer: &mut dyn Write)
             epoch: controller.epoch,
         }),
         next_storage: image.next_storage,
-        topics_created: image.topics_created,
+        topics_created,
         snapshot: image.snapshot.clone(),
         restored_from: image.restored_from,
     };

@@ -6,6 +6,7 @@ pub mod core;
 mod health;
 pub mod replicas;
 mod shell;
+pub(crate) mod store;
 mod subjects;
 mod writer;
 

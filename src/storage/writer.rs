@@ -1,16 +1,15 @@
 //! The thread that alone writes the node's metadata: one job after the other, each answered when it is on the disk.
 
-use std::collections::VecDeque;
-use std::io::{BufReader, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use tokio::sync::mpsc::Sender;
 
-use super::core::{Applied, Input};
+use super::core::Applied;
 use super::shell::Event;
-use crate::disk::{FinishedSnapshot, MetadataStore, StoreError, StoredChange};
-use crate::metadata::{Image, read_snapshot, write_snapshot};
+use super::store;
+use crate::disk::{FinishedSnapshot, MetadataStore};
+use crate::metadata::{Image, write_snapshot};
 use crate::types::{ClusterId, ControllerEpoch, Position};
 
 pub(super) enum Job {
@@ -54,7 +53,7 @@ fn work(mut store: MetadataStore, jobs: &Receiver<Job>, events: &Sender<Event>) 
         let event = match job {
             Job::Persist(changes) => persist(&mut store, &changes),
             Job::Install { cluster, position, controller_epoch, pieces } => {
-                Event::Input(install(&mut store, cluster, position, controller_epoch, pieces))
+                Event::Input(store::install(&mut store, cluster, position, controller_epoch, pieces))
             }
             Job::Compact { image, position, controller_epoch, back } => {
                 match compact(&mut store, image, position, controller_epoch, back) {
@@ -73,50 +72,8 @@ fn work(mut store: MetadataStore, jobs: &Receiver<Job>, events: &Sender<Event>) 
 }
 
 fn persist(store: &mut MetadataStore, changes: &[Applied]) -> Event {
-    let stored: Vec<_> = changes.iter().map(to_stored).collect();
-    let result = store.append(&stored).map(|()| store.position());
-    let input = match result {
-        Ok(position) => Input::Persisted(position),
-        Err(error) => failed(store, &error),
-    };
+    let input = store::append(store, changes);
     Event::Disk { input, wants_compaction: wants_compaction(store) }
-}
-
-fn to_stored(applied: &Applied) -> StoredChange {
-    let message = |message: &crate::metadata::Message| (message.version, message.payload.clone());
-    StoredChange {
-        position: applied.position,
-        controller_epoch: applied.controller_epoch,
-        messages: applied.messages.iter().map(message).collect(),
-    }
-}
-
-fn failed(store: &MetadataStore, error: &StoreError) -> Input {
-    Input::PersistFailed { words: error.to_string(), fatal: store.is_poisoned() }
-}
-
-fn install(
-    store: &mut MetadataStore,
-    cluster: ClusterId,
-    position: Position,
-    controller_epoch: ControllerEpoch,
-    pieces: Vec<Bytes>,
-) -> Input {
-    let image = match read_snapshot(&mut BufReader::new(Pieces(pieces.iter().cloned().collect()))) {
-        Ok((image, found)) if found == position && image.cluster == cluster => image,
-        Ok((image, found)) => {
-            let words = format!("it is of cluster {} at {found}, not of {cluster} at {position}", image.cluster);
-            return Input::SnapshotUnusable { words };
-        }
-        Err(error) => return Input::SnapshotUnusable { words: error.to_string() },
-    };
-    let epoch = controller_epoch.max(image.controller_epoch());
-    let written =
-        store.install_snapshot(position, epoch, |writer| pieces.iter().try_for_each(|piece| writer.write_all(piece)));
-    match written {
-        Ok(()) => Input::SnapshotInstalled { image: Box::new(image), position },
-        Err(error) => failed(store, &error),
-    }
 }
 
 fn compact(
@@ -140,23 +97,9 @@ fn compact(
     thread.map(drop).map_err(|error| error.to_string())
 }
 
-/// Pieces read as one.
-struct Pieces(VecDeque<Bytes>);
-
-impl Read for Pieces {
-    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-        while self.0.front().is_some_and(Bytes::is_empty) {
-            self.0.pop_front();
-        }
-        let Some(piece) = self.0.front_mut() else { return Ok(0) };
-        let count = piece.len().min(into.len());
-        piece.copy_to_slice(&mut into[..count]);
-        Ok(count)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::core::Input;
     use super::*;
     use crate::metadata::{Entry, History, Record, encode_change};
     use crate::process::recover;

@@ -224,6 +224,10 @@ impl Controller {
     fn answered_before(&mut self, token: Token, command: &Command) -> bool {
         let Some(terms) = command.terms() else { return false };
         let Some(id) = &terms.request_id else { return false };
+        #[cfg(test)]
+        if crate::simulator::planted(crate::simulator::Bug::RetriedAnew) {
+            return false;
+        }
         let Some(outcome) = self.image().and_then(|image| image.request(id)) else { return false };
         let (version, same) = (outcome.version, outcome.fingerprint == command.fingerprint());
         match serde_json::from_str::<Remembered>(&outcome.answer) {

@@ -125,7 +125,7 @@ pub enum Input {
     },
     /// The answer to [`Effect::Append`].
     Appended {
-        expected: Version,
+        attempt: u64,
         result: AppendResult,
     },
     /// The answer to [`Effect::Read`]: the message in that place, None where it is empty. `Err` where nobody answered.
@@ -217,8 +217,10 @@ pub enum Effect {
     },
     /// Load the newest snapshot that the stream's messages commit.
     LoadSnapshot,
-    /// Append under the expectation that the stream's last sequence is `expected`. At most one is under way.
+    /// Append under the expectation that the stream's last sequence is `expected`. `attempt` names it, so that the late answer
+    /// to one that was given up is not taken for that to the next one in the same place.
     Append {
+        attempt: u64,
         expected: Version,
         payload: Bytes,
     },

@@ -22,6 +22,9 @@ const ANSWER: Duration = Duration::from_millis(1500);
 /// How many messages that are not ours may stand in the way of one change.
 const OBSTACLES: u32 = 1000;
 
+/// An epoch that no election ever has: every JSON reader still holds it exactly.
+const NOBODYS_EPOCH: ControllerEpoch = ControllerEpoch((1 << 53) - 1);
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Purpose {
     Election,
@@ -46,6 +49,8 @@ pub(super) struct InFlight {
     messages: Vec<Bytes>,
     sent: usize,
     expected: Version,
+    /// The append that is waited for.
+    attempt: u64,
     stage: Stage,
     filler: Option<Bytes>,
     answer_by: Monotonic,
@@ -68,6 +73,11 @@ impl InFlight {
     /// The records that are about to take effect.
     pub(super) fn records(&self) -> &[Record] {
         &self.entry.records
+    }
+
+    fn is_about_liveness(&self) -> bool {
+        let is_state = |record: &Record| matches!(record, Record::StorageStateChanged { .. });
+        self.purpose == Purpose::Background && self.entry.records.iter().any(is_state)
     }
 
     fn current(&self) -> &Bytes {
@@ -103,6 +113,7 @@ impl Controller {
             messages: Vec::new(),
             sent: 0,
             expected: Version::ZERO,
+            attempt: 0,
             stage: Stage::Appending,
             filler: None,
             answer_by: self.mono() + ANSWER,
@@ -144,22 +155,24 @@ impl Controller {
     fn send(&mut self) {
         let (seen, now) = (self.history.seen(), self.mono());
         let Some(in_flight) = &mut self.in_flight else { return };
+        self.attempts += 1;
+        in_flight.attempt = self.attempts;
         in_flight.expected = seen;
         in_flight.stage = Stage::Appending;
         in_flight.answer_by = now + ANSWER;
         let payload = in_flight.messages[in_flight.sent].clone();
-        self.out.push(Effect::Append { expected: seen, payload });
+        self.out.push(Effect::Append { attempt: self.attempts, expected: seen, payload });
     }
 
-    pub(super) fn on_appended(&mut self, expected: Version, result: AppendResult) {
+    pub(super) fn on_appended(&mut self, attempt: u64, result: AppendResult) {
         let Some(in_flight) = &mut self.in_flight else { return };
-        if in_flight.expected != expected || in_flight.stage == Stage::Reading {
+        if in_flight.attempt != attempt || in_flight.stage == Stage::Reading {
             return;
         }
         match result {
             AppendResult::Stored => {
-                let payload = in_flight.current().clone();
-                self.arrived(expected.next(), &payload);
+                let (version, payload) = (in_flight.expected.next(), in_flight.current().clone());
+                self.arrived(version, &payload);
             }
             AppendResult::Conflict | AppendResult::Unknown => self.look(),
             AppendResult::Refused(words) => {
@@ -209,8 +222,12 @@ impl Controller {
         if !acting {
             return self.resign("an append could not be settled in time");
         }
-        // Its envelope may be void (an election's, or within a change of several): it only has to take the place.
+        // It only has to take the place. Instead of an election it must be void: with the election's epoch, which is the
+        // version of this very place, it would be one without its record, and nobody could follow the history any further.
         let mut entry = in_flight.entry.clone();
+        if in_flight.purpose == Purpose::Election {
+            entry.controller_epoch = NOBODYS_EPOCH;
+        }
         entry.records = vec![Record::NoOp {}];
         entry.request = None;
         entry.cause = "takes the place of a change whose append was not answered".into();
@@ -221,8 +238,10 @@ impl Controller {
         in_flight.stage = Stage::Filling;
         in_flight.filler = Some(filler.clone());
         in_flight.answer_by = now + ANSWER;
-        let expected = in_flight.expected;
-        self.out.push(Effect::Append { expected, payload: filler });
+        self.attempts += 1;
+        in_flight.attempt = self.attempts;
+        let (attempt, expected) = (in_flight.attempt, in_flight.expected);
+        self.out.push(Effect::Append { attempt, expected, payload: filler });
     }
 
     /// A message is in the place that ours was meant for. True where it was taken care of here.
@@ -256,6 +275,11 @@ impl Controller {
         self.absorb(version, payload);
         if too_many {
             self.resign("others write to the history's subject without end");
+        }
+        // Who was silent may be heard by now: what follows from that is decided anew.
+        if self.in_flight.as_ref().is_some_and(InFlight::is_about_liveness) {
+            self.in_flight = None;
+            self.pairing_dirty = true;
         }
         match self.role {
             Role::Active { .. } | Role::Electing if self.in_flight.is_some() => self.begin_again(),

@@ -114,11 +114,15 @@ pub(super) struct Probe {
     /// A registered node, or a controller, claims a version beyond the head: which, who, and how often that was confirmed.
     pub(super) beyond: Option<(Version, String, u32)>,
     loading: bool,
+    /// Where the stream was last seen to end: up to there, versions were given out.
+    pub(super) head: Version,
+    /// Our own last message, as long as it was not seen to be the stream's too.
+    unproved: Option<Version>,
 }
 
 impl Probe {
     pub(super) fn reset(&mut self) {
-        *self = Self::default();
+        *self = Self { head: self.head, ..Self::default() };
     }
 
     pub(super) fn due(&self) -> Option<Monotonic> {
@@ -129,7 +133,7 @@ impl Probe {
     }
 
     pub(super) fn waiting(&self) -> bool {
-        self.catch_up.is_some() || self.loading
+        self.catch_up.is_some() || self.loading || self.unproved.is_some()
     }
 }
 
@@ -176,6 +180,7 @@ impl Controller {
             Head::Missing => (Version(1), Version::ZERO, true),
             Head::Present { first, last, snapshot } => (first, last, snapshot),
         };
+        self.probe.head = self.probe.head.max(last);
         let seen = self.history.seen();
         if last < seen {
             return self.looks_lost(format!(
@@ -319,6 +324,7 @@ impl Controller {
         self.out.push(Effect::Install { image: Box::new(image.clone()), position });
         self.history = History::from_image(image, position);
         self.tail.clear();
+        self.unseen = position.version;
         for session in self.sessions.values_mut() {
             session.fenced_at = session.fenced_at.max(position.version);
         }
@@ -329,10 +335,10 @@ impl Controller {
     fn begin_to_follow(&mut self, last: Version) {
         let seen = self.history.seen();
         let own = self.tail.last().and_then(|change| change.messages.last()).map(|message| message.version);
-        if let Some(version) = own
-            && self.history.position().version.0 > 0
-        {
-            // What stands there must be what we have; see `compare_forked`.
+        // What stands there must be what we have; see `compare_forked`. Where no answer comes, it is asked for again with
+        // the head.
+        self.probe.unproved = own.filter(|_| self.history.position().version > Version::ZERO);
+        if let Some(version) = self.probe.unproved {
             self.out.push(Effect::Read { version });
         }
         self.probe.catch_up = (seen < last).then_some(last);
@@ -344,12 +350,18 @@ impl Controller {
     pub(super) fn compare_forked(&mut self, version: Version, result: &Result<Option<Bytes>, ()>) -> bool {
         let own = self.tail.last().and_then(|change| change.messages.last());
         let Some(own) = own.filter(|message| message.version == version) else { return false };
-        if let Ok(Some(payload)) = result
-            && *payload != own.payload
-        {
-            self.halt(format!(
-                "version {version} in its stream is not what this controller has: the history is forked"
-            ));
+        match result {
+            Err(()) => {}
+            Ok(Some(payload)) if *payload != own.payload => {
+                self.halt(format!(
+                    "version {version} in its stream is not what this controller has: the history is forked"
+                ));
+            }
+            // Where it was purged, the snapshot and what follows it have to show.
+            Ok(_) => {
+                self.probe.unproved = None;
+                self.caught_up();
+            }
         }
         true
     }
@@ -368,7 +380,7 @@ impl Controller {
     }
 
     fn caught_up(&mut self) {
-        if self.probe.catch_up.is_some_and(|target| self.history.seen() < target) {
+        if self.probe.catch_up.is_some_and(|target| self.history.seen() < target) || self.probe.unproved.is_some() {
             return;
         }
         self.probe.catch_up = None;
@@ -401,6 +413,8 @@ impl Controller {
     pub(super) fn on_change(&mut self, change: Arc<Change>) {
         let version = change.position.version;
         self.look_at_nodes_soon();
+        // It was written on top of what we have.
+        self.probe.unproved = None;
         self.tail.push(change.clone());
         self.entries_since_snapshot += 1;
         self.bytes_since_snapshot += size(&change) as u64;
@@ -451,6 +465,8 @@ impl Controller {
         // Pushed first: the storage nodes' disks are what people wait for.
         self.push_all();
         self.out.push(Effect::Persist(change));
+        #[cfg(test)]
+        let elected_other = elected_other.filter(|_| !crate::simulator::planted(crate::simulator::Bug::Deposed));
         if let Some(other) = elected_other {
             let epoch = self.history.controller_epoch();
             self.resign(&format!("controller {other} was elected with controller epoch {epoch}"));

@@ -30,7 +30,7 @@ pub use api::{
 };
 
 use crate::metadata::{Change, History, Image};
-use crate::types::{Connection, ControllerEpoch, ControllerId, Monotonic, Position, StorageId, WallTime};
+use crate::types::{Connection, ControllerEpoch, ControllerId, Monotonic, Position, StorageId, Version, WallTime};
 use crate::wire::{ControllerHeartbeat, ControllerRole, WireError};
 use admin::{Job, Waiter};
 use append::InFlight;
@@ -69,6 +69,10 @@ pub struct Controller {
     lease: Lease,
     probe: Probe,
     in_flight: Option<InFlight>,
+    /// How many appends were sent.
+    attempts: u64,
+    /// What was known at the start, or came with a snapshot: who lost a leadership by then is not remembered singly.
+    unseen: Version,
     jobs: VecDeque<Job>,
     waiters: Vec<Waiter>,
     sessions: BTreeMap<StorageId, Session>,
@@ -113,6 +117,8 @@ impl Controller {
             lease: Lease::default(),
             probe: Probe::default(),
             in_flight: None,
+            attempts: 0,
+            unseen: durable.version,
             jobs: VecDeque::new(),
             waiters: Vec::new(),
             sessions: BTreeMap::new(),
@@ -148,7 +154,7 @@ impl Controller {
             Input::Tick => {}
             Input::Entry { version, payload } => self.on_entry(version, &payload),
             Input::Head { asked_at, head } => self.on_head(asked_at, head),
-            Input::Appended { expected, result } => self.on_appended(expected, result),
+            Input::Appended { attempt, result } => self.on_appended(attempt, result),
             Input::Read { version, result } => self.on_read(version, result),
             Input::Loaded(result) => self.on_loaded(result),
             Input::LeaseHeld { holder, revision } => self.on_lease_held(holder, revision),

@@ -81,6 +81,7 @@ impl Controller {
         );
         self.connection = Some(connection);
         self.hearing_since = self.mono();
+        self.hear_anew();
         self.lease.let_go();
         self.probe.reset();
         self.announce_at = self.mono();
@@ -111,6 +112,8 @@ impl Controller {
             return;
         }
         let mine = holder.as_ref().is_some_and(|holder| holder.incarnation == self.me.incarnation);
+        #[cfg(test)]
+        let mine = mine || crate::simulator::planted(crate::simulator::Bug::Deposed);
         let ended = holder.as_ref().is_some_and(|holder| self.has_ended(&holder.connection));
         self.lease.known = true;
         self.lease.seen = Some((holder, revision));
@@ -227,8 +230,10 @@ impl Controller {
         }
         let ended = self.has_ended(&message.connection);
         let heard = self.mono();
-        let before = self.peers.insert(message.controller, Peer { heard, ended, message });
-        if before.is_none_or(|before| before.ended != ended) {
+        // Also one that was silent for a session, and whose nodes were given to others, has come back.
+        let was_alive = self.peers.get(&message.controller).is_some_and(|peer| self.peer_alive(peer));
+        self.peers.insert(message.controller, Peer { heard, ended, message });
+        if was_alive == ended {
             self.pairing_dirty = true;
         }
     }

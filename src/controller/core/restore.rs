@@ -103,7 +103,8 @@ impl Controller {
             return self.fail(token, WireError::new(Code::InvalidState, words));
         };
         let why = why.clone();
-        if self.restoring.is_some() {
+        // One whose stream is made but whose election came to nothing, since the history was lost again, is over.
+        if self.restoring.as_ref().is_some_and(|restoring| restoring.made.is_none()) {
             return self
                 .fail(token, WireError::new(Code::Busy, "a restore is under way; look at `dmq cluster status`"));
         }
@@ -111,8 +112,13 @@ impl Controller {
             let words = "nobody that was heard has any metadata: start the nodes that have it, and ask again";
             return self.fail(token, WireError::new(Code::InvalidState, words));
         };
-        let highest =
-            self.probe.beyond.as_ref().map_or(Version::ZERO, |(version, ..)| *version).max(survey.source.version);
+        let highest = self
+            .probe
+            .beyond
+            .as_ref()
+            .map_or(Version::ZERO, |(version, ..)| *version)
+            .max(survey.source.version)
+            .max(self.probe.head);
         let next = restored_version(survey.source, highest).next();
         let plan = RestorePlan {
             cluster_id: survey.cluster,
@@ -204,7 +210,7 @@ impl Controller {
                     self.role = Role::Electing;
                     self.elect();
                 } else {
-                    self.restoring = None;
+                    // Whenever it is elected, it says what the history was restored from.
                     self.try_lease();
                 }
                 self.ask_head();

@@ -120,6 +120,10 @@ impl Controller {
             );
             return Err(WireError::new(Code::DirectoryMismatch, words));
         }
+        #[cfg(test)]
+        if crate::simulator::planted(crate::simulator::Bug::OldIncarnation) {
+            return Ok(());
+        }
         if node.incarnation != heartbeat.incarnation {
             if heartbeat.node_epoch == NodeEpoch(0) {
                 return Err(WireError::new(Code::UnknownNode, "this incarnation is not registered: register it"));
@@ -190,7 +194,8 @@ impl Controller {
         if self.sessions.len() >= super::strangers::MAX_SESSIONS && !self.sessions.contains_key(&heartbeat.storage) {
             return false;
         }
-        let fresh = || Session::new(heartbeat.incarnation);
+        let unseen = self.unseen;
+        let fresh = || Session { lost_leadership_at: unseen, ..Session::new(heartbeat.incarnation) };
         let session = self.sessions.entry(heartbeat.storage).or_insert_with(fresh);
         if session.incarnation != heartbeat.incarnation {
             let (fenced_at, push) = (session.fenced_at, PushState::default());
@@ -290,6 +295,8 @@ impl Controller {
     fn all_active_have(&self, version: Version) -> bool {
         let Some(image) = self.image() else { return false };
         let has = |id| self.sessions.get(&id).is_some_and(|session| session.position.version >= version);
+        #[cfg(test)]
+        let has = |id| crate::simulator::planted(crate::simulator::Bug::EarlyShutdown) || has(id);
         image.active_nodes().all(|(id, _)| has(id))
     }
 
@@ -305,6 +312,10 @@ impl Controller {
 
     /// A new controller takes nobody's silence for death before a full session that it could hear itself.
     fn in_grace(&self) -> bool {
+        #[cfg(test)]
+        if crate::simulator::planted(crate::simulator::Bug::Impatient) {
+            return false;
+        }
         self.mono().since(self.grace_since()) < self.settings.session_timeout
     }
 
@@ -324,6 +335,14 @@ impl Controller {
         if let Some(id) = found {
             self.look_at_nodes();
             self.log(Level::Info, format!("the connection of storage node {id} ended"));
+        }
+    }
+
+    /// While nothing could be heard, a node whose connection had ended may have come back over another one.
+    pub(super) fn hear_anew(&mut self) {
+        for session in self.sessions.values_mut().filter(|session| session.ended) {
+            session.ended = false;
+            session.connection = None;
         }
     }
 
@@ -409,7 +428,10 @@ impl Controller {
             return true;
         }
         let silent = !grace && now.since(self.last_heard(session)) >= timeout;
-        let idle = session.behind.is_some_and(|(_, since)| now.since(since) >= timeout);
+        // Nor is what could not be heard of its progress, before this term or while it was cut off, taken for none.
+        let idle = !grace && session.behind.is_some_and(|(_, since)| now.since(since) >= timeout);
+        #[cfg(test)]
+        let silent = silent && !crate::simulator::planted(crate::simulator::Bug::Deaf);
         let hung = Duration::from_millis(session.health.sync_stalled_ms) >= timeout;
         silent || idle || hung
     }
@@ -426,6 +448,8 @@ impl Controller {
         let caught_up = session.position.version >= session.fenced_at.max(Version(node.epoch.0));
         let well = session.health.directory_errors.is_empty() && session.health.sync_stalled_ms == 0;
         let running = session.wanted == WantedState::Running;
+        #[cfg(test)]
+        let running = running && !crate::simulator::planted(crate::simulator::Bug::FencedForGood);
         let here = node.state == NodeState::Fenced && node.incarnation == session.incarnation;
         here && heard && caught_up && well && running && !session.ended && session.behind.is_none()
     }

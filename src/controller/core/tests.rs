@@ -27,6 +27,8 @@ enum Fate {
     Swallowed,
     /// Something of a stranger is stored before it.
     Preceded,
+    /// On its way, neither stored nor answered yet.
+    Held,
 }
 
 struct Rig {
@@ -34,8 +36,12 @@ struct Rig {
     now: Now,
     stream: Vec<Bytes>,
     missing: bool,
+    /// Reads are not answered.
+    deaf: bool,
     revision: u64,
     fates: VecDeque<Fate>,
+    /// Appends that are on their way.
+    held: Vec<(u64, Version, Bytes)>,
     answers: Vec<(Token, Result<Bytes, WireError>)>,
     pushes: Vec<StorageId>,
     /// How many entries each of them had.
@@ -44,7 +50,7 @@ struct Rig {
     tokens: u64,
     /// Appends are held back, and this is the one.
     stalled: bool,
-    held: Option<(Version, Bytes)>,
+    stalled_append: Option<(u64, Version, Bytes)>,
 }
 
 fn settings() -> Settings {
@@ -80,15 +86,17 @@ impl Rig {
             now: Now { monotonic: Monotonic(1_000_000), wall: WallTime(1_795_552_800_000) },
             stream: Vec::new(),
             missing: false,
+            deaf: false,
             revision: 0,
             fates: VecDeque::new(),
+            held: Vec::new(),
             answers: Vec::new(),
             pushes: Vec::new(),
             entries: Vec::new(),
             serving: false,
             tokens: 0,
             stalled: false,
-            held: None,
+            stalled_append: None,
         }
     }
 
@@ -122,14 +130,22 @@ impl Rig {
                 let head = if self.missing { Head::Missing } else { present };
                 Some(Input::Head { asked_at: sent_at, head: Some(head) })
             }
-            Effect::Append { expected, payload } if self.stalled => {
-                self.held = Some((expected, payload));
+            Effect::Append { attempt, expected, payload } if self.stalled => {
+                self.stalled_append = Some((attempt, expected, payload));
                 None
             }
-            Effect::Append { expected, payload } => self.append(expected, payload),
+            Effect::Append { attempt, expected, payload } => {
+                if self.fates.front() == Some(&Fate::Held) {
+                    self.fates.pop_front();
+                    self.held.push((attempt, expected, payload));
+                    return None;
+                }
+                let result = self.append(expected, payload);
+                Some(Input::Appended { attempt, result })
+            }
             Effect::Read { version } => {
                 let found = self.stream.get(version.0 as usize - 1).cloned();
-                Some(Input::Read { version, result: Ok(found) })
+                Some(Input::Read { version, result: if self.deaf { Err(()) } else { Ok(found) } })
             }
             Effect::TakeLease { .. } | Effect::RenewLease { .. } => {
                 self.revision += 1;
@@ -172,25 +188,24 @@ impl Rig {
         }
     }
 
-    fn append(&mut self, expected: Version, payload: Bytes) -> Option<Input> {
+    fn append(&mut self, expected: Version, payload: Bytes) -> AppendResult {
         let fate = self.fates.pop_front();
         if fate == Some(Fate::Preceded) {
             self.stream.push(Bytes::from_static(b"from a stranger"));
         }
         let fits = expected.0 == self.stream.len() as u64;
-        let result = match fate {
+        match fate {
             Some(Fate::Swallowed) => AppendResult::Unknown,
             _ if !fits => AppendResult::Conflict,
             Some(Fate::Unanswered) => {
                 self.stream.push(payload);
                 AppendResult::Unknown
             }
-            Some(Fate::Preceded) | None => {
+            Some(Fate::Preceded | Fate::Held) | None => {
                 self.stream.push(payload);
                 AppendResult::Stored
             }
-        };
-        Some(Input::Appended { expected, result })
+        }
     }
 
     /// Lets time pass in small steps.
@@ -268,6 +283,23 @@ impl Rig {
         self.feed(Input::Heartbeat { storage, received_at, payload: heartbeat.encode(), token });
         let answer = self.answer(token)?.clone().ok()?;
         HeartbeatAnswer::decode(&answer).ok()
+    }
+
+    /// Of another controller of the same cluster, as its standby.
+    fn peer_heartbeat(&mut self, id: u32, sequence: u64) {
+        let heartbeat = ControllerHeartbeat {
+            cluster: Some(ClusterId(Uuid::from_u128(3))),
+            controller: ControllerId(id),
+            directory: DirectoryId(Uuid::from_u128(50)),
+            incarnation: IncarnationId(Uuid::from_u128(51)),
+            connection: connection(3),
+            sequence,
+            role: ControllerRole::Standby,
+            position: self.core.history().position(),
+            controller_epoch: self.core.history().controller_epoch(),
+            halted: None,
+        };
+        self.feed(Input::ControllerHeartbeat { payload: heartbeat.encode() });
     }
 
     fn acknowledge(&mut self, id: u32) {
@@ -587,9 +619,9 @@ fn leaders_that_ask_at_the_same_time_get_one_change_and_each_an_answer_of_its_ow
     let again = rig.alter(0, &zeros[..1]);
     let foreign = rig.alter(1, &zeros[1..]);
     rig.stalled = false;
-    let (expected, payload) = rig.held.take().expect("the change that is under way");
-    let answered = rig.append(expected, payload).unwrap();
-    rig.feed(answered);
+    let (attempt, expected, payload) = rig.stalled_append.take().expect("the change that is under way");
+    let result = rig.append(expected, payload);
+    rig.feed(Input::Appended { attempt, result });
     assert_eq!(rig.stream.len(), before + 2, "the change under way, and one for both");
     assert_eq!((rig.altered(first), rig.altered(second)), (vec![Ok(1), Ok(1)], vec![Ok(1), Ok(1)]));
     assert_eq!(rig.altered(again), [Err(Code::InvalidUpdateVersion)], "it asked again for what had changed by then");
@@ -616,6 +648,27 @@ fn an_append_that_was_not_stored_leaves_a_no_op_in_its_place_and_is_written_behi
     let filler = ParsedEntry::parse(&rig.stream[before]).unwrap();
     assert_eq!(filler.records().unwrap(), vec![crate::metadata::Record::NoOp {}]);
     assert!(rig.core.history().image().unwrap().topic("orders").is_some());
+}
+
+#[test]
+fn an_election_that_was_not_stored_leaves_a_void_entry_in_its_place() {
+    let mut rig = Rig::new();
+    rig.feed(Input::LeaseFree);
+    rig.feed(Input::Connected(connection(1)));
+    rig.pass(Duration::from_secs(4));
+    let before = rig.stream.len();
+    rig.feed(Input::Disconnected);
+    rig.fates.push_back(Fate::Swallowed);
+    rig.feed(Input::Connected(connection(2)));
+    rig.feed(Input::LeaseFree);
+    rig.pass(Duration::from_secs(1));
+    assert_eq!((rig.stream.len(), rig.core.role()), (before + 2, ControllerRole::Active));
+    assert_eq!(rig.core.acting_epoch(), Some(ControllerEpoch(rig.stream.len() as u64)));
+    let mut replayed = History::new();
+    for (version, payload) in (1..).map(Version).zip(&rig.stream) {
+        replayed.offer(version, payload).unwrap();
+    }
+    assert_eq!(replayed.position(), rig.core.history().position());
 }
 
 #[test]
@@ -667,6 +720,50 @@ fn a_silent_node_is_fenced_after_its_session_and_one_that_heartbeats_is_not() {
     }
     assert_eq!(rig.node(0).state, NodeState::Fenced);
     assert_eq!(rig.node(1).state, NodeState::Active);
+}
+
+#[test]
+fn progress_that_could_not_be_heard_is_waited_for_by_who_comes_to_office_anew() {
+    let mut rig = Rig::with_nodes();
+    // Node 0 is heard without the last change.
+    let (behind, sequence) = (rig.core.history().position(), 3);
+    rig.create("orders");
+    rig.heartbeat_at(0, 10, sequence, behind);
+    rig.feed(Input::Disconnected);
+    rig.pass(Duration::from_secs(4));
+    rig.feed(Input::Connected(connection(2)));
+    rig.feed(Input::LeaseFree);
+    rig.pass(Duration::from_secs(1));
+    assert_eq!(rig.core.role(), ControllerRole::Active);
+    assert_eq!(rig.node(0).state, NodeState::Active, "its lease may run, and what it has was not heard for long");
+    rig.pass(Duration::from_secs(3));
+    assert_eq!(rig.node(0).state, NodeState::Fenced);
+}
+
+#[test]
+fn a_controller_that_was_silent_for_a_session_gets_its_nodes_back() {
+    let mut rig = Rig::with_nodes();
+    let pairings = [(StorageId(0), ControllerId(1))].into();
+    let view = ServicesView { pairings, ..ServicesView::default() };
+    let mut sequence = 2;
+    let mut live = |rig: &mut Rig, peer: bool| {
+        for _ in 0..10 {
+            sequence += 1;
+            rig.heartbeat(0, 10, sequence);
+            rig.heartbeat(1, 11, sequence);
+            if peer {
+                rig.peer_heartbeat(1, sequence);
+            }
+            rig.pass(Duration::from_millis(500));
+        }
+    };
+    rig.feed(Input::Services(std::sync::Arc::new(view)));
+    live(&mut rig, true);
+    assert_eq!(rig.node(0).pairing, Some(ControllerId(1)));
+    live(&mut rig, false);
+    assert_eq!(rig.node(0).pairing, Some(ControllerId(0)));
+    live(&mut rig, true);
+    assert_eq!(rig.node(0).pairing, Some(ControllerId(1)));
 }
 
 #[test]
@@ -762,4 +859,78 @@ fn what_many_nodes_ask_for_at_once_is_one_change() {
     assert!((0..NODES).all(|id| rig.node(id).state == NodeState::Active));
     let changes = rig.stream.len() - before;
     assert!(changes < 10, "{changes} changes for {NODES} nodes");
+}
+
+#[test]
+fn a_history_is_followed_on_only_once_its_last_message_is_seen_to_be_the_streams() {
+    let mut rig = Rig::with_nodes();
+    rig.feed(Input::Disconnected);
+    // Another controller's entry stands where this one's last was, and the question for it is not answered.
+    *rig.stream.last_mut().unwrap() = Bytes::from_static(b"another's");
+    rig.deaf = true;
+    rig.feed(Input::Connected(connection(2)));
+    rig.feed(Input::LeaseFree);
+    rig.pass(Duration::from_secs(2));
+    assert_eq!(rig.core.role(), ControllerRole::Starting);
+    rig.deaf = false;
+    rig.pass(Duration::from_secs(2));
+    assert_eq!(rig.core.role(), ControllerRole::Halted);
+}
+
+#[test]
+fn a_history_that_is_lost_again_before_its_restorer_is_elected_can_be_restored_again() {
+    let mut rig = Rig::with_nodes();
+    rig.missing = true;
+    rig.pass(Duration::from_secs(2));
+    let source = rig.core.history().position();
+    let restore = admin::encode(&admin::MetadataRestore { confirm: Some(source) });
+    rig.admin("metadata", "restore", restore);
+    let made = Ok(crate::metadata::SnapshotRef { version: Version(1), digest: source.digest, bytes: 1 });
+    // The election on top of it finds no stream any more.
+    rig.fates.push_back(Fate::Swallowed);
+    rig.feed(Input::Recreated(made));
+    rig.pass(Duration::from_secs(10));
+    assert_eq!(rig.core.role(), ControllerRole::Halted);
+    let token = rig.admin("metadata", "restore", String::new());
+    let plan: admin::RestorePlan = serde_json::from_slice(rig.answer(token).unwrap().as_ref().unwrap()).unwrap();
+    assert!(!plan.done);
+}
+
+#[test]
+fn the_late_answer_to_an_append_that_was_given_up_is_not_taken_for_that_of_the_no_op_in_its_place() {
+    let mut rig = Rig::with_nodes();
+    let token = rig.create("first");
+    assert!(rig.answer(token).is_none(), "it waits for the nodes");
+    // The append is not answered, and its place is found empty; then it lands after all, before the no-op.
+    rig.fates.extend([Fate::Held, Fate::Held]);
+    rig.create("orders");
+    rig.pass(Duration::from_secs(2));
+    let [(first, _, payload), (second, ..)] = &rig.held[..] else { panic!("{:?}", rig.held) };
+    let (first, second) = (*first, *second);
+    rig.stream.push(payload.clone());
+    rig.feed(Input::Appended { attempt: first, result: AppendResult::Stored });
+    rig.feed(Input::Appended { attempt: second, result: AppendResult::Conflict });
+    assert!(rig.core.history().image().unwrap().topic("orders").is_some());
+    let mut replayed = History::new();
+    for (version, payload) in (1..).map(Version).zip(&rig.stream) {
+        replayed.offer(version, payload).unwrap();
+    }
+    assert_eq!(replayed.position(), rig.core.history().position());
+}
+
+#[test]
+fn who_lost_a_leadership_before_this_process_began_gets_no_lease_before_it_knows() {
+    let mut rig = Rig::with_nodes();
+    let before = rig.core.history().position();
+    rig.create("orders");
+    let mut again = Rig::new();
+    again.stream = rig.stream.clone();
+    let me = Identity { incarnation: IncarnationId(Uuid::from_u128(9)), ..rig.core.me };
+    again.core = Controller::new(me, settings(), rig.core.history().clone(), None);
+    again.feed(Input::LeaseFree);
+    again.feed(Input::Connected(connection(7)));
+    again.pass(Duration::from_millis(100));
+    assert_eq!(again.core.role(), ControllerRole::Active);
+    assert_eq!(again.heartbeat_at(0, 10, 3, before).unwrap().lease_ms, 0);
+    assert!(again.heartbeat(0, 10, 4).unwrap().lease_ms > 0);
 }

@@ -37,7 +37,7 @@ impl Driver {
                 let jetstream = self.jetstream.clone();
                 self.begin(async move { Input::Loaded(snapshots::load_newest(&jetstream).await) });
             }
-            Effect::Append { expected, payload } => self.append(expected, payload),
+            Effect::Append { attempt, expected, payload } => self.append(attempt, expected, payload),
             Effect::Read { version } => {
                 let log = self.jetstream.log.clone();
                 self.begin(async move {
@@ -141,7 +141,7 @@ impl Driver {
         });
     }
 
-    fn append(&mut self, expected: Version, payload: Bytes) {
+    fn append(&mut self, attempt: u64, expected: Version, payload: Bytes) {
         let log = self.jetstream.log.clone();
         let lost = self.belongs_to.filter(|_| expected == Version::ZERO);
         self.begin(async move {
@@ -152,7 +152,7 @@ impl Driver {
                 )),
                 None => append(&log, expected, payload).await,
             };
-            Input::Appended { expected, result }
+            Input::Appended { attempt, result }
         });
     }
 

@@ -134,6 +134,10 @@ pub(super) async fn recreate(
     position: Position,
 ) -> Result<SnapshotRef, String> {
     let snapshot = write(&jetstream.snapshots, image, position).await?;
+    let head = jetstream.log.head().await.map_err(|error| format!("the stream: {error}"))?;
+    if head.is_some_and(|head| head.last > position.version.0) {
+        return Err("the stream was made anew by another controller meanwhile".to_owned());
+    }
     jetstream.log.recreate(position.version.0 + 1).await.map_err(|error| format!("the stream: {error}"))?;
     Ok(snapshot)
 }

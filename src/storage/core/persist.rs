@@ -140,6 +140,8 @@ impl StorageCore {
     /// Acknowledges once all that is applied now is on the disk, at once where it is.
     pub(super) fn answer_when_saved(&mut self, answer: Answer, out: &mut Vec<Effect>) {
         let due = self.history.position().version;
+        #[cfg(test)]
+        let due = if crate::simulator::planted(crate::simulator::Bug::AcknowledgedEarly) { Version::ZERO } else { due };
         if due <= self.disk.position.version {
             self.acknowledge(answer.token, answer.outcome, answer.pushed, None, out);
             return;
@@ -160,6 +162,13 @@ impl StorageCore {
     ) {
         // Before it has an id the node has no subject to be pushed to, nor one to answer on.
         let Some(storage) = self.identity.storage else { return };
+        let position = self.disk.position;
+        #[cfg(test)]
+        let position = if crate::simulator::planted(crate::simulator::Bug::AcknowledgedEarly) {
+            self.history.position()
+        } else {
+            position
+        };
         let ack = PushAck {
             cluster: self.identity.cluster,
             storage,
@@ -167,7 +176,7 @@ impl StorageCore {
             incarnation: self.identity.incarnation,
             node_epoch: self.registration.node_epoch.unwrap_or(NodeEpoch(0)),
             outcome,
-            position: self.disk.position,
+            position,
             controller_epoch: self.disk.controller_epoch,
             pushed,
             error,

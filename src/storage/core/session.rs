@@ -75,6 +75,8 @@ impl Session {
     }
 
     pub(super) fn lease_holds(&self, now: Monotonic) -> bool {
+        #[cfg(test)]
+        let now = if crate::simulator::planted(crate::simulator::Bug::EndlessLease) { Monotonic(0) } else { now };
         self.connection.is_some() && self.lease_until.is_some_and(|until| now < until)
     }
 
@@ -294,6 +296,10 @@ impl StorageCore {
         if !answer.state.serves() || !registered {
             self.session.revoke();
             self.tell_may_lead(now, out);
+            if !registered {
+                // Its epoch is of a history that was lost: this incarnation has another one in the restored one.
+                self.register_anew(now);
+            }
         } else if answer.lease_ms > 0 {
             let lease = Duration::from_millis(answer.lease_ms).min(self.settings.lease_max);
             let until = sent_at + lease;

@@ -1,0 +1,526 @@
+//! What goes wrong, when, and how it is mended. Each seed draws how much of what it gets.
+
+use bytes::Bytes;
+
+use super::disks::Folder;
+use super::queue::{MS, SECOND, Time};
+use super::rng::Rng;
+use super::stream::Message;
+use super::world::{CONTROLLERS, COPY, Event, Frozen, Mail, NODES, PROCS, Proc, World, name};
+use crate::controller::core::Input;
+use crate::metadata::{Entry, Record, encode_change};
+use crate::types::{
+    ClusterId, Connection, ControllerEpoch, ControllerId, DirectoryId, IncarnationId, NodeEpoch, Position, StorageId,
+    Version, WallTime,
+};
+use crate::wire::{AckOutcome, Heartbeat, PushAck, WantedState, WireMessage};
+
+/// So many things happen at least before all is mended.
+pub const EVENTS: u64 = 2_000;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Kill,
+    PowerCut,
+    Freeze,
+    Busy,
+    Cut,
+    CutOneWay,
+    HangUp,
+    Rain,
+    LostAppendAcks,
+    LateAppends,
+    SlowStream,
+    StreamCrash,
+    StreamGoesBack,
+    StreamWiped,
+    AllWiped,
+    LeaseForgotten,
+    EmptyDisk,
+    OldDisk,
+    CopiedDisk,
+    SyncFails,
+    DiskFull,
+    SlowDisk,
+    Strange,
+    Terminate,
+    TerminateController,
+}
+
+/// With how often each comes, relative to the others, at most.
+const KINDS: &[(Kind, u64)] = &[
+    (Kind::Kill, 30),
+    (Kind::PowerCut, 15),
+    (Kind::Freeze, 20),
+    (Kind::Busy, 10),
+    (Kind::Cut, 15),
+    (Kind::CutOneWay, 15),
+    (Kind::HangUp, 25),
+    (Kind::Rain, 20),
+    (Kind::LostAppendAcks, 14),
+    (Kind::LateAppends, 12),
+    (Kind::SlowStream, 8),
+    (Kind::StreamCrash, 10),
+    (Kind::StreamGoesBack, 2),
+    (Kind::StreamWiped, 2),
+    (Kind::AllWiped, 1),
+    (Kind::LeaseForgotten, 8),
+    (Kind::EmptyDisk, 3),
+    (Kind::OldDisk, 4),
+    (Kind::CopiedDisk, 3),
+    (Kind::SyncFails, 4),
+    (Kind::DiskFull, 4),
+    (Kind::SlowDisk, 6),
+    (Kind::Strange, 20),
+    (Kind::Terminate, 10),
+    (Kind::TerminateController, 5),
+];
+
+/// What is over after a while.
+pub enum Mend {
+    Link(Proc),
+    Weather,
+    Disk(usize),
+    Copy,
+}
+
+pub struct Faults {
+    weights: Vec<(Kind, u64)>,
+    /// Between two faults, at most.
+    pause_ms: u64,
+    pub late_advisories: u32,
+    pub lost_advisories: u32,
+    pub message_limit: usize,
+    /// Whether the nodes are told their ids.
+    pub with_ids: bool,
+    pub healed_at: Option<Time>,
+    /// When messages began to be lost last.
+    pub rained_at: Time,
+    /// An earlier state of a folder.
+    backup: Option<(Proc, usize)>,
+}
+
+impl Faults {
+    pub fn draw(rng: &mut Rng) -> Self {
+        let mut weights: Vec<_> = Vec::new();
+        for (kind, most) in KINDS {
+            // Some seeds have none of a kind, so that others are not always interrupted by it.
+            let weight = if rng.chance(600) { rng.between(1, *most) } else { 0 };
+            weights.push((*kind, weight));
+        }
+        Self {
+            weights,
+            pause_ms: rng.pick(&[400, 1_000, 2_500]),
+            late_advisories: rng.pick(&[0, 100, 500]),
+            lost_advisories: rng.pick(&[0, 0, 200, 1_000]),
+            message_limit: rng.pick(&[900_000, 900_000, 1_200]),
+            with_ids: rng.chance(600),
+            healed_at: None,
+            rained_at: 0,
+            backup: None,
+        }
+    }
+}
+
+impl World {
+    pub fn fault_turn(&mut self) {
+        if self.faults.healed_at.is_some() {
+            return;
+        }
+        if self.events >= EVENTS {
+            return self.heal();
+        }
+        let pause = self.rng.between(50, self.faults.pause_ms) * MS;
+        self.queue.after(pause, Event::Fault);
+        let all: u64 = self.faults.weights.iter().map(|(_, weight)| weight).sum();
+        let mut roll = self.rng.next() % all.max(1);
+        let mut drawn = None;
+        for (kind, weight) in &self.faults.weights {
+            if roll < *weight {
+                drawn = Some(*kind);
+                break;
+            }
+            roll -= weight;
+        }
+        if let Some(kind) = drawn {
+            self.inflict(kind);
+        }
+    }
+
+    fn some_proc(&mut self) -> Proc {
+        self.rng.below(PROCS)
+    }
+
+    fn some_node(&mut self) -> Proc {
+        CONTROLLERS + self.rng.below(NODES)
+    }
+
+    /// The active controller half of the time: there it hurts.
+    fn some_controller(&mut self) -> Proc {
+        let active = (0..CONTROLLERS).find(|proc| self.controllers[*proc].as_ref().is_some_and(|c| c.serving));
+        match active {
+            Some(active) if self.rng.chance(500) => active,
+            Some(_) | None => self.rng.below(CONTROLLERS),
+        }
+    }
+
+    fn victim(&mut self) -> Proc {
+        if self.rng.chance(400) { self.some_controller() } else { self.some_proc() }
+    }
+
+    fn inflict(&mut self, kind: Kind) {
+        self.note(|| format!("fault: {kind:?}"));
+        let ms = |rng: &mut Rng, least, most| rng.between(least, most) * MS;
+        match kind {
+            Kind::Kill | Kind::PowerCut => {
+                let proc = self.victim();
+                self.seen.fault(if kind == Kind::Kill { "killed processes" } else { "power cuts" });
+                let restart = ms(&mut self.rng, 30, 7_000);
+                self.crash(proc, kind == Kind::PowerCut, Some(restart));
+            }
+            Kind::Freeze | Kind::Busy => {
+                let proc = self.victim();
+                let span = ms(&mut self.rng, 20, 6_000);
+                self.seen.fault(if kind == Kind::Freeze { "frozen processes" } else { "busy processes" });
+                self.freeze(proc, if kind == Kind::Freeze { Frozen::Stopped } else { Frozen::Busy }, span);
+            }
+            Kind::Cut | Kind::CutOneWay => {
+                let proc = self.victim();
+                let way = self.rng.below(2);
+                let both = kind == Kind::Cut;
+                self.seen.fault(if both { "cut links" } else { "links cut one way" });
+                let host = &mut self.hosts[proc];
+                host.cut_in |= both || way == 0;
+                host.cut_out |= both || way == 1;
+                let span = ms(&mut self.rng, 100, 7_000);
+                self.queue.after(span, Event::Mend(Mend::Link(proc)));
+            }
+            Kind::HangUp => {
+                let proc = self.victim();
+                if self.hosts[proc].frozen.is_some() {
+                    return;
+                }
+                self.seen.fault("ended connections");
+                let by_client = self.rng.chance(700);
+                self.hang_up(proc, by_client);
+                self.reconnect_after(proc, MS, 2_500 * MS);
+            }
+            Kind::Rain | Kind::LostAppendAcks | Kind::LateAppends | Kind::SlowStream => self.worsen_weather(kind),
+            Kind::StreamCrash => {
+                self.seen.fault("stream lost its unsynced tail");
+                self.stream.crash();
+                self.hang_up_all();
+            }
+            Kind::StreamGoesBack => self.stream_goes_back(),
+            Kind::StreamWiped | Kind::AllWiped => self.wipe(kind == Kind::AllWiped),
+            Kind::LeaseForgotten => {
+                if self.lease.held.is_some() {
+                    self.seen.fault("lease that two believe to hold");
+                    self.lease.forget();
+                    self.lease_changed();
+                }
+            }
+            Kind::EmptyDisk | Kind::OldDisk | Kind::CopiedDisk => self.disturb_disk(kind),
+            Kind::SyncFails | Kind::DiskFull | Kind::SlowDisk => self.fail_disk(kind),
+            Kind::Strange => self.say_something_strange(),
+            Kind::Terminate => {
+                let proc = self.some_node();
+                self.seen.fault("terminated nodes");
+                if self.hosts[proc].up && self.hosts[proc].frozen.is_none() {
+                    self.hosts[proc].stopping = true;
+                    self.drive_node(proc, crate::storage::core::Input::Shutdown);
+                }
+            }
+            Kind::TerminateController => {
+                let proc = self.some_controller();
+                self.seen.fault("terminated controllers");
+                if self.hosts[proc].up && self.hosts[proc].frozen.is_none() {
+                    self.drive_controller(proc, Input::Shutdown);
+                }
+            }
+        }
+    }
+
+    fn worsen_weather(&mut self, kind: Kind) {
+        let rng = &mut self.rng;
+        match kind {
+            Kind::Rain => {
+                self.faults.rained_at = self.queue.now;
+                self.weather.lost = rng.pick(&[0, 50, 300]);
+                self.weather.repeated = rng.pick(&[0, 50, 300]);
+                self.weather.slow = rng.pick(&[0, 50, 200]);
+            }
+            Kind::LostAppendAcks => self.weather.lost_append_acks = rng.pick(&[300, 1_000]),
+            Kind::LateAppends => self.weather.late_appends = rng.pick(&[300, 1_000]),
+            _ => {
+                self.seen.fault("slow stream");
+                self.weather.sync_stall_ms = rng.pick(&[100, 1_000, 3_000, 12_000]);
+            }
+        }
+        let span = rng.between(200, 4_000) * MS;
+        self.queue.after(span, Event::Mend(Mend::Weather));
+    }
+
+    /// The process stops at once, in the middle of a write perhaps. With the power, what was not synced is gone.
+    pub fn crash(&mut self, proc: Proc, power: bool, restart: Option<Time>) {
+        if !self.hosts[proc].up {
+            return;
+        }
+        let steps = self.rng.between(0, 2_000);
+        if self.rng.chance(500) {
+            if proc < CONTROLLERS {
+                self.tear_controller_write(proc, steps);
+            } else {
+                self.tear_node_write(proc, steps);
+            }
+        }
+        let disk = &self.folders[self.hosts[proc].folder].disk;
+        if power {
+            disk.crash();
+        } else {
+            disk.kill();
+        }
+        let restart = restart.filter(|_| proc != COPY);
+        self.end(proc, restart);
+    }
+
+    pub fn freeze(&mut self, proc: Proc, how: Frozen, span: Time) {
+        let host = &mut self.hosts[proc];
+        if !host.up || host.frozen.is_some() {
+            return;
+        }
+        host.frozen = Some(how);
+        host.freezes += 1;
+        let freeze = host.freezes;
+        self.queue.after(span, Event::Wake { proc, freeze });
+        self.note(|| {
+            format!("{} is {} for {} ms", name(proc), if how == Frozen::Busy { "busy" } else { "frozen" }, span / MS)
+        });
+    }
+
+    fn stream_goes_back(&mut self) {
+        let count = self.rng.between(1, 6) as usize;
+        if self.stream.last() <= self.stream.first() + count as u64 {
+            return;
+        }
+        self.seen.fault("stream that went back");
+        self.stream.go_back(count);
+        self.check_went_back(self.stream.last());
+        self.hang_up_all();
+    }
+
+    fn wipe(&mut self, everything: bool) {
+        // Somebody must have the history: where nobody has, there is nothing to notice.
+        let knows = |proc: &Proc| self.folders[self.hosts[*proc].folder].cluster.is_some();
+        if !self.stream.exists || !(0..CONTROLLERS).any(|proc| knows(&proc)) || self.stream.last() < 5 {
+            return;
+        }
+        self.seen.fault(if everything { "wiped JetStream, all controllers restarted" } else { "wiped stream" });
+        self.stream.wipe(everything);
+        self.check_wiped();
+        if everything {
+            self.lease.forget();
+            for proc in 0..CONTROLLERS {
+                self.crash(proc, false, Some(100 * MS));
+            }
+            self.hang_up_all();
+        }
+    }
+
+    fn disturb_disk(&mut self, kind: Kind) {
+        let proc = if self.rng.chance(700) { self.some_node() } else { self.some_controller() };
+        let folder = self.hosts[proc].folder;
+        match kind {
+            Kind::EmptyDisk => {
+                // A node that lost its disk and its history at once is another fault's.
+                if !self.stream.exists || self.checker.is_lost() {
+                    return;
+                }
+                self.seen.fault("empty disks");
+                self.crash(proc, true, Some(500 * MS));
+                self.hosts[proc].folder = self.new_folder();
+            }
+            Kind::OldDisk => match self.faults.backup.take() {
+                Some((proc, copy)) => {
+                    self.seen.fault("old disks");
+                    self.crash(proc, true, Some(500 * MS));
+                    let is_same = self.folders[copy].directory == self.folders[self.hosts[proc].folder].directory;
+                    if is_same {
+                        self.hosts[proc].folder = copy;
+                    }
+                }
+                None => self.faults.backup = Some((proc, self.copy_folder(folder))),
+            },
+            _ => {
+                if self.hosts[COPY].up || proc < CONTROLLERS || self.folders[folder].id.is_none() {
+                    return;
+                }
+                self.seen.fault("copied disks");
+                self.hosts[COPY].folder = self.copy_folder(folder);
+                self.start(COPY);
+                let span = self.rng.between(2_000, 9_000) * MS;
+                self.queue.after(span, Event::Mend(Mend::Copy));
+            }
+        }
+    }
+
+    fn fail_disk(&mut self, kind: Kind) {
+        let proc = self.some_proc();
+        let folder = self.hosts[proc].folder;
+        let Folder { disk, failing, .. } = &mut self.folders[folder];
+        match kind {
+            Kind::SyncFails => {
+                self.seen.fault("failed syncs");
+                *failing = true;
+                disk.fail_syncs(1);
+            }
+            Kind::DiskFull => {
+                self.seen.fault("full disks");
+                *failing = true;
+                disk.set_capacity(Some(0));
+            }
+            _ => {
+                self.seen.fault("slow disks");
+                self.hosts[proc].slow_disk_until = self.queue.now + self.rng.between(200, 4_500) * MS;
+            }
+        }
+        let span = self.rng.between(100, 4_000) * MS;
+        self.queue.after(span, Event::Mend(Mend::Disk(folder)));
+    }
+
+    /// Anybody may publish anything on any subject.
+    fn say_something_strange(&mut self) {
+        self.seen.fault("strange messages");
+        let storage = StorageId(self.rng.below(7) as u32);
+        let to = self.rng.below(CONTROLLERS);
+        let cluster = self.checker.image().map_or(ClusterId(self.rng.uuid()), |image| image.cluster);
+        let huge = Position { version: Version(self.rng.pick(&[1 << 40, u64::MAX, 3])), ..Position::default() };
+        let noise = Bytes::from_static(self.rng.pick(&[
+            &b"{"[..],
+            b"\xff\xfe",
+            b"{}",
+            b"[[[[",
+            b"{\"type\":\"dmq.entry.v2\"}",
+        ]));
+        match self.rng.below(6) {
+            0 => self.strange_entry(cluster),
+            1 => {
+                let heartbeat = self.strange_heartbeat(storage, cluster, huge);
+                let mail = || Mail::Heartbeat { storage, payload: heartbeat.clone(), request: 0, sent: None };
+                self.send(0, to, mail);
+            }
+            2 => {
+                let ack = PushAck {
+                    cluster: Some(cluster),
+                    storage,
+                    directory: DirectoryId(self.rng.uuid()),
+                    incarnation: IncarnationId(self.rng.uuid()),
+                    node_epoch: NodeEpoch(u64::MAX),
+                    outcome: AckOutcome::Applied,
+                    position: huge,
+                    controller_epoch: ControllerEpoch(u64::MAX),
+                    pushed: huge,
+                    error: None,
+                };
+                let payload = ack.encode();
+                self.send(0, to, || Mail::Controller(Input::Ack { storage, payload: payload.clone() }));
+            }
+            3 => self.send(0, to, || Mail::Controller(Input::ControllerHeartbeat { payload: noise.clone() })),
+            4 => self.send(0, to, || Mail::Heartbeat { storage, payload: noise.clone(), request: 0, sent: None }),
+            _ => {
+                let node = self.some_node();
+                self.send(0, node, || Mail::Push(noise.clone()));
+            }
+        }
+    }
+
+    fn strange_heartbeat(&mut self, storage: StorageId, cluster: ClusterId, position: Position) -> Bytes {
+        let heartbeat = Heartbeat {
+            cluster: Some(cluster),
+            storage,
+            directory: DirectoryId(self.rng.uuid()),
+            incarnation: IncarnationId(self.rng.uuid()),
+            node_epoch: NodeEpoch(7),
+            connection: Connection { server: "NA".into(), client: self.rng.next() % 50 },
+            sequence: self.rng.next(),
+            position,
+            controller_epoch: ControllerEpoch(self.rng.next()),
+            leader_count: 0,
+            follower_count: 0,
+            wanted: WantedState::Running,
+            health: Default::default(),
+        };
+        heartbeat.encode()
+    }
+
+    /// Onto the log's subject: noise, or what looks like an entry but stands on nothing, or is of another epoch or cluster.
+    fn strange_entry(&mut self, cluster: ClusterId) {
+        self.seen.fault("strange entries in the stream");
+        let kind = self.rng.below(4);
+        let epoch = self.checker.image().map_or(ControllerEpoch(0), |image| image.controller_epoch());
+        let entry = Entry {
+            cluster: if kind == 1 { ClusterId(self.rng.uuid()) } else { cluster },
+            controller_epoch: if kind == 2 { ControllerEpoch(epoch.0.saturating_sub(1)) } else { epoch },
+            previous: if kind == 3 { Position::default() } else { self.checker.base() },
+            committed_at: WallTime(0),
+            cause: "a stranger's".into(),
+            request: None,
+            records: vec![Record::PairingChanged { storage: StorageId(0), controller: Some(ControllerId(9)) }],
+        };
+        let payload = match kind {
+            0 => Bytes::from_static(b"nothing that anybody knows"),
+            _ => encode_change(&entry, 1 << 20).map(|mut messages| messages.remove(0)).unwrap_or_default(),
+        };
+        if self.stream.publish(Message { payload, author: None }).is_some() {
+            self.plan_sync();
+        }
+    }
+
+    pub fn mend(&mut self, mend: Mend) {
+        match mend {
+            Mend::Link(proc) if self.faults.healed_at.is_none() => self.mend_link(proc),
+            Mend::Link(_) => {}
+            Mend::Weather => self.weather = Default::default(),
+            Mend::Disk(folder) => {
+                self.folders[folder].recover();
+            }
+            Mend::Copy => self.crash(COPY, false, None),
+        }
+    }
+
+    fn mend_link(&mut self, proc: Proc) {
+        let host = &mut self.hosts[proc];
+        host.cut_in = false;
+        host.cut_out = false;
+        // The connection may have survived, or either side given it up meanwhile.
+        if host.frozen.is_none() && host.connection.is_some() && self.rng.chance(600) {
+            let by_client = self.rng.chance(500);
+            self.hang_up(proc, by_client);
+            self.reconnect_after(proc, MS, 300 * MS);
+        } else if self.hosts[proc].connection.is_none() {
+            self.reconnect_after(proc, MS, 300 * MS);
+        } else if proc < CONTROLLERS {
+            self.report(0, proc, Mail::Watch);
+            self.report(0, proc, Mail::Follow);
+        }
+    }
+
+    /// All faults are over.
+    fn heal(&mut self) {
+        self.note(|| "all faults are over".into());
+        self.faults.healed_at = Some(self.now());
+        self.faults.late_advisories = 0;
+        self.weather = Default::default();
+        self.crash(COPY, false, None);
+        self.folders.iter_mut().for_each(Folder::recover);
+        for proc in 0..COPY {
+            self.mend_link(proc);
+            self.hosts[proc].slow_disk_until = 0;
+            if !self.hosts[proc].up {
+                let life = self.hosts[proc].life;
+                self.queue.after(100 * MS, Event::Start { proc, life });
+            }
+            self.wake(proc);
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Bugs that can be planted in the shipped cores, each at the one line that keeps a rule, to show that the rule's check can
+//! fail. Only test builds have the lines, and only the thread that asks for a bug has it.
+
+use std::cell::Cell;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bug {
+    /// Who begins from a snapshot counts one topic more.
+    StateOfItsOwn,
+    /// A storage node acknowledges what is not on its disk yet.
+    AcknowledgedEarly,
+    /// A lease does not end.
+    EndlessLease,
+    /// A new leader has the epoch of the one before.
+    SameLeaderEpoch,
+    /// A fenced node goes on leading.
+    FencedLeads,
+    /// A controller passes over the election of another.
+    Deposed,
+    /// A retry is taken for a new request.
+    RetriedAnew,
+    /// A snapshot leaves out how many topics there were.
+    ForgetfulSnapshot,
+    /// Heartbeats of older incarnations count.
+    OldIncarnation,
+    /// A new controller takes silence for death at once.
+    Impatient,
+    /// A controller never fences who is silent.
+    Deaf,
+    /// A shutdown is granted before the others know of it.
+    EarlyShutdown,
+    /// A node applies anybody's push.
+    AnyonesPush,
+    /// A fenced node stays fenced.
+    FencedForGood,
+}
+
+thread_local! {
+    static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+}
+
+/// For this thread, until another one is.
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
+
+pub fn planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
