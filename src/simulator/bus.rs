@@ -244,8 +244,7 @@ impl World {
                 self.tell(request, Input::Read { version, result });
             }
             Op::Take { revision, holder, sent_at } => {
-                let now = self.now();
-                let result = self.lease.put(revision, holder, now);
+                let result = self.lease.put(revision, holder);
                 if let LeaseResult::Ours(revision) = result {
                     self.lease_changed();
                     // Freed up to a third of a second late.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::disks::Folder;
-use super::queue::{MS, SECOND, Time};
+use super::queue::{MS, Time};
 use super::rng::Rng;
 use super::stream::Message;
 use super::world::{CONTROLLERS, COPY, Event, Frozen, Mail, NODES, PROCS, Proc, World, name};

@@ -1,6 +1,5 @@
 //! The fake KV key of the controllers' lease, which expires by its age.
 
-use super::queue::Time;
 use crate::controller::core::{Holder, LeaseResult};
 
 #[derive(Default)]
@@ -12,17 +11,16 @@ pub struct Lease {
 pub struct Held {
     pub holder: Holder,
     pub revision: u64,
-    pub stored_at: Time,
 }
 
 impl Lease {
     /// Creates the key where `expected` is None and there is none, or replaces it at that revision.
-    pub fn put(&mut self, expected: Option<u64>, holder: Holder, now: Time) -> LeaseResult {
+    pub fn put(&mut self, expected: Option<u64>, holder: Holder) -> LeaseResult {
         if self.held.as_ref().map(|held| held.revision) != expected {
             return LeaseResult::Lost;
         }
         self.revision += 1;
-        self.held = Some(Held { holder, revision: self.revision, stored_at: now });
+        self.held = Some(Held { holder, revision: self.revision });
         LeaseResult::Ours(self.revision)
     }
 

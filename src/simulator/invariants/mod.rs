@@ -76,7 +76,6 @@ pub struct Checker {
     effects: BTreeMap<RequestId, Version>,
     heard: BTreeMap<(usize, usize), sessions::Heard>,
     isr_asked: BTreeMap<(usize, u64), (StorageId, NodeEpoch)>,
-    snapshots: Vec<Position>,
     progress: progress::Progress,
 }
 
