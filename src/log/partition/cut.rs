@@ -112,8 +112,9 @@ impl Log {
     fn cut_end(&mut self, offset: Offset, now_ms: i64) -> Result<(), LogError> {
         self.cuts += 1;
         let (files, dir) = (self.files.clone(), self.dir.clone());
-        // Newest first, each durably, so that a crash leaves no hole.
-        while self.active().base >= offset && self.segments.len() > 1 {
+        // Newest first, each durably, so that a crash leaves no hole. One that begins at the cut stays, empty: its snapshot may be
+        // all that knows of producers whose batches were compacted away.
+        while self.active().base > offset && self.segments.len() > 1 {
             let base = self.active().base;
             self.active().remove(&files, &dir).map_err(self.io("remove a segment of", &dir))?;
             self.segments.remove(&base);
