@@ -10,6 +10,8 @@
 //!
 //! [`EpochHistory`] tells where histories part, [`Leader`] and [`Follower`] are the two roles.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 mod epochs;
 mod follower;
 mod isr;

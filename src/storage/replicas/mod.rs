@@ -6,6 +6,8 @@
 //! Split by concern: `assign` takes what the metadata says, `follow` polls leaders, `lead` answers followers, `clients`
 //! appends and acknowledges, `in_sync` asks the controller.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 mod api;
 mod assign;
 mod clients;
