@@ -385,7 +385,8 @@ impl Controller {
     /// Storage nodes that must be fenced now.
     fn to_fence(&self) -> BTreeSet<StorageId> {
         let Some(image) = self.image() else { return BTreeSet::new() };
-        let (now, timeout, grace) = (self.mono(), self.settings.session_timeout, self.in_grace());
+        let (now, timeout) = (self.mono(), self.settings.session_timeout);
+        let grace = self.in_grace() || now < self.catching_up_until;
         let must = |id: &StorageId| {
             let Some(session) = self.sessions.get(id) else { return !grace };
             if session.ended {
