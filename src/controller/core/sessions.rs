@@ -302,7 +302,8 @@ impl Controller {
         if session.ended {
             return false;
         }
-        let quiet = session.heard.map_or(self.hearing_since, |heard| heard);
+        // What could not be heard is no silence: it may have had a lease of another controller's meanwhile.
+        let quiet = session.heard.map_or(self.hearing_since, |heard| heard.max(self.hearing_since));
         self.mono().since(quiet) < self.settings.session_timeout
     }
 
