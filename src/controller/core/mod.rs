@@ -43,6 +43,8 @@ use sessions::Session;
 const ENDED_KEPT: usize = 1024;
 /// How often silence is looked for.
 const SWEEP: Duration = Duration::from_millis(50);
+/// After so long without an input, what was said meanwhile waits in a queue.
+const STALL: Duration = Duration::from_millis(200);
 
 /// Another controller, by its last heartbeat.
 #[derive(Clone, Debug)]
@@ -65,6 +67,8 @@ pub struct Controller {
     connection: Option<Connection>,
     /// Since when every heartbeat could be heard.
     hearing_since: Monotonic,
+    /// Until when heartbeats that came while it was busy or frozen may not have been looked at.
+    catching_up_until: Monotonic,
     role: Role,
     lease: Lease,
     probe: Probe,
@@ -113,6 +117,7 @@ impl Controller {
             durable,
             connection: None,
             hearing_since: Monotonic(0),
+            catching_up_until: Monotonic(0),
             role: Role::Starting,
             lease: Lease::default(),
             probe: Probe::default(),
@@ -146,6 +151,9 @@ impl Controller {
 
     /// Takes one input. Effects are to be carried out in their order.
     pub fn handle(&mut self, now: Now, input: Input, effects: &mut Vec<Effect>) {
+        if now.monotonic.since(self.now.monotonic) > STALL {
+            self.catching_up_until = now.monotonic + self.settings.heartbeat_interval;
+        }
         self.now = now;
         match input {
             Input::MessageLimit(bytes) => self.settings.message_limit = bytes,

@@ -306,7 +306,8 @@ impl Controller {
         if session.ended {
             return false;
         }
-        let quiet = session.heard.map_or(self.hearing_since, |heard| heard);
+        // What could not be heard is no silence: it may have had a lease of another controller's meanwhile.
+        let quiet = session.heard.map_or(self.hearing_since, |heard| heard.max(self.hearing_since));
         self.mono().since(quiet) < self.settings.session_timeout
     }
 
@@ -457,7 +458,7 @@ impl Controller {
     /// Storage nodes that must be fenced now.
     fn to_fence(&self) -> BTreeSet<StorageId> {
         let Some(image) = self.image() else { return BTreeSet::new() };
-        let grace = self.in_grace();
+        let grace = self.in_grace() || self.mono() < self.catching_up_until;
         let serving = image.storage.iter().filter(|(_, node)| node.state.serves());
         serving.map(|(id, _)| *id).filter(|id| self.must_fence(self.sessions.get(id), grace)).collect()
     }
@@ -478,6 +479,9 @@ impl Controller {
         let mut due = self.mono() + timeout;
         if self.in_grace() {
             due = due.min(self.grace_since() + timeout);
+        }
+        if self.mono() < self.catching_up_until {
+            due = due.min(self.catching_up_until);
         }
         for session in self.sessions.values() {
             let silent = self.last_heard(session) + timeout;

@@ -934,3 +934,19 @@ fn who_lost_a_leadership_before_this_process_began_gets_no_lease_before_it_knows
     assert_eq!(again.heartbeat_at(0, 10, 3, before).unwrap().lease_ms, 0);
     assert!(again.heartbeat(0, 10, 4).unwrap().lease_ms > 0);
 }
+
+#[test]
+fn heartbeats_that_wait_in_a_busy_controllers_queue_are_heard_before_silence_counts() {
+    let mut rig = Rig::with_nodes();
+    for sequence in 3..8 {
+        rig.heartbeat(1, 11, sequence);
+        rig.pass(Duration::from_millis(500));
+    }
+    // Busy for a second, it looks at the time first, and only then at what has come meanwhile.
+    rig.now.monotonic = rig.now.monotonic + Duration::from_secs(1);
+    rig.feed(Input::Tick);
+    assert_eq!(rig.node(0).state, NodeState::Active);
+    rig.heartbeat(0, 10, 3);
+    rig.pass(Duration::from_secs(1));
+    assert_eq!(rig.node(0).state, NodeState::Active);
+}
