@@ -110,9 +110,9 @@ fn figures(args: &Args, fast: bool, took: &Durations, told: &Durations, floor: &
         (Victim::Controller, false) => ("its successor's first answer", None, LEASE_MS + 500.0),
     };
     let mut median = Figure::new(format!("{blow} to {what}, p50"), took.ms(0.5), "ms");
-    let mut tail = Figure::new(format!("{blow} to {what}, p99"), took.ms(0.99), "ms").target(Target::AtMost(worst));
+    let mut tail = Figure::new(format!("{blow} to {what}, p99"), took.ms(0.99), "ms").target(Target::Most(worst));
     if let Some(p50) = p50 {
-        median = median.target(Target::AtMost(p50));
+        median = median.target(Target::Most(p50));
     }
     let mut figures = Vec::new();
     if fast {
