@@ -38,12 +38,14 @@ impl Durations {
 }
 
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
 pub enum Target {
-    AtMost(f64),
-    AtLeast(f64),
-    /// So many times the floor.
-    AtMostRatio(f64),
+    #[serde(rename = "atMost")]
+    Most(f64),
+    #[serde(rename = "atLeast")]
+    Least(f64),
+    /// At most so many times the floor.
+    #[serde(rename = "atMostRatio")]
+    Floors(f64),
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -83,9 +85,9 @@ impl Figure {
 
     fn judge(mut self) -> Self {
         self.met = self.target.map(|target| match target {
-            Target::AtMost(most) => self.value <= most,
-            Target::AtLeast(least) => self.value >= least,
-            Target::AtMostRatio(most) => self.ratio.is_some_and(|ratio| ratio <= most),
+            Target::Most(most) => self.value <= most,
+            Target::Least(least) => self.value >= least,
+            Target::Floors(most) => self.ratio.is_some_and(|ratio| ratio <= most),
         });
         self
     }
@@ -130,9 +132,9 @@ impl Report {
         for figure in &self.figures {
             let dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
             let target = figure.target.map(|target| match target {
-                Target::AtMost(most) => format!("≤ {} {}", number(most), figure.unit),
-                Target::AtLeast(least) => format!("≥ {} {}", number(least), figure.unit),
-                Target::AtMostRatio(most) => format!("≤ {} × floor", number(most)),
+                Target::Most(most) => format!("≤ {} {}", number(most), figure.unit),
+                Target::Least(least) => format!("≥ {} {}", number(least), figure.unit),
+                Target::Floors(most) => format!("≤ {} × floor", number(most)),
             });
             table.row([
                 figure.name.clone(),
@@ -179,11 +181,11 @@ mod tests {
     fn a_figure_is_judged_by_its_target_whatever_is_said_first() {
         let met = |figure: Figure| figure.met;
         assert_eq!(met(Figure::new("a", 3.0, "ms")), None);
-        assert_eq!(met(Figure::new("a", 3.0, "ms").target(Target::AtMost(2.9))), Some(false));
-        assert_eq!(met(Figure::new("a", 3.0, "/s").target(Target::AtLeast(2.9))), Some(true));
-        assert_eq!(met(Figure::new("a", 3.0, "ms").target(Target::AtMostRatio(2.0)).floor(1.5)), Some(true));
-        assert_eq!(met(Figure::new("a", 3.1, "ms").floor(1.5).target(Target::AtMostRatio(2.0))), Some(false));
-        assert_eq!(met(Figure::new("a", 3.1, "ms").target(Target::AtMostRatio(2.0))), Some(false));
+        assert_eq!(met(Figure::new("a", 3.0, "ms").target(Target::Most(2.9))), Some(false));
+        assert_eq!(met(Figure::new("a", 3.0, "/s").target(Target::Least(2.9))), Some(true));
+        assert_eq!(met(Figure::new("a", 3.0, "ms").target(Target::Floors(2.0)).floor(1.5)), Some(true));
+        assert_eq!(met(Figure::new("a", 3.1, "ms").floor(1.5).target(Target::Floors(2.0))), Some(false));
+        assert_eq!(met(Figure::new("a", 3.1, "ms").target(Target::Floors(2.0))), Some(false));
     }
 
     #[test]

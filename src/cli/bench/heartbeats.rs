@@ -52,10 +52,10 @@ pub async fn run(place: &Place, args: &Args) -> anyhow::Result<Report> {
     let figures = vec![
         Figure::new("heartbeats answered by one controller", median(&mut rates), "/s")
             .floor(median(&mut bare_rates))
-            .target(Target::AtLeast(100_000.0)),
+            .target(Target::Least(100_000.0)),
         Figure::new(name("processor"), median(&mut cores), "cores")
             .floor(median(&mut bare_cores))
-            .target(Target::AtMost(0.1)),
+            .target(Target::Most(0.1)),
         Figure::new(name("memory"), proc::resident_mb(pid)?, "MB"),
     ];
     Ok(rig.report("heartbeats", figures))

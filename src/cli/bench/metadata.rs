@@ -53,7 +53,7 @@ pub async fn run(place: &Place, args: &Args) -> anyhow::Result<Report> {
         Figure::new("request to the last of 3 nodes' acks, p50", spread.ms(0.5), "ms").floor(floor.sum_ms(0.5)),
         Figure::new("request to the last of 3 nodes' acks, p99", spread.ms(0.99), "ms")
             .floor(floor.sum_ms(0.99))
-            .target(Target::AtMostRatio(2.0)),
+            .target(Target::Floors(2.0)),
         Figure::new("request to its answer, p50", answered.ms(0.5), "ms"),
         Figure::new("request to its answer, p99", answered.ms(0.99), "ms"),
     ];

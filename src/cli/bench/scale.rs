@@ -76,9 +76,7 @@ async fn partitions(place: &Place, args: &Args) -> anyhow::Result<(Rig, Vec<Figu
     let many = run.changes(&rig, "many", args.changes).await?;
     let what = |partitions: u32| format!("one change, to the last of 3 nodes' acks, in a topic of {partitions}, p50");
     figures.push(Figure::new(what(FEW), few.ms(0.5), "ms").floor(run.floor.sum_ms(0.5)));
-    figures.push(
-        Figure::new(what(args.partitions), many.ms(0.5), "ms").floor(few.ms(0.5)).target(Target::AtMostRatio(1.2)),
-    );
+    figures.push(Figure::new(what(args.partitions), many.ms(0.5), "ms").floor(few.ms(0.5)).target(Target::Floors(1.2)));
 
     let status = rig.admin.cluster_status().await?;
     let active = (Role::Controller, status.controller.context("no controller is active")?.id.0);
@@ -88,14 +86,13 @@ async fn partitions(place: &Place, args: &Args) -> anyhow::Result<(Rig, Vec<Figu
     let during = run.until_snapshot(&rig, "many", every).await?;
     let peak = proc::peak_mb(pid)?;
     figures.push(
-        Figure::new(name(args, "controller, peak while a snapshot is written"), peak, "MB")
-            .target(Target::AtMost(300.0)),
+        Figure::new(name(args, "controller, peak while a snapshot is written"), peak, "MB").target(Target::Most(300.0)),
     );
     figures
         .push(Figure::new("one change while the snapshot is written, p50", during.ms(0.5), "ms").floor(many.ms(0.5)));
     figures.push(Figure::new("one change while the snapshot is written, longest", during.max_ms(), "ms"));
     let took = snapshot_seconds(&rig.said(active)?).context("the log does not say how long the snapshot took")?;
-    figures.push(Figure::new("snapshot written, read back and compared", took, "s").target(Target::AtMost(5.0)));
+    figures.push(Figure::new("snapshot written, read back and compared", took, "s").target(Target::Most(5.0)));
     figures.extend(restarts(&mut rig, active).await?);
     Ok((rig, figures))
 }
@@ -109,7 +106,7 @@ async fn restarts(rig: &mut Rig, active: Key) -> anyhow::Result<Vec<Figure>> {
     let took = first_answer(&rig.client, &subject).await?.duration_since(fallen);
     figures.push(
         Figure::new("the active one killed, to the standby's first answer", took.as_secs_f64(), "s")
-            .target(Target::AtMost(1.0)),
+            .target(Target::Most(1.0)),
     );
     rig.until_ended(active).await?;
 
@@ -124,7 +121,7 @@ async fn restarts(rig: &mut Rig, active: Key) -> anyhow::Result<Vec<Figure>> {
     })
     .await?;
     let took = began.elapsed().as_secs_f64();
-    figures.push(Figure::new("empty controller, start to standby with all", took, "s").target(Target::AtMost(5.0)));
+    figures.push(Figure::new("empty controller, start to standby with all", took, "s").target(Target::Most(5.0)));
 
     for key in [active, standby] {
         rig.signal(key, Signal::KILL)?;
@@ -135,7 +132,7 @@ async fn restarts(rig: &mut Rig, active: Key) -> anyhow::Result<Vec<Figure>> {
     let took = first_answer(&rig.client, &subject).await?.duration_since(began);
     figures.push(
         Figure::new("all controllers killed, one started, to its first answer", took.as_secs_f64(), "s")
-            .target(Target::AtMost(10.0)),
+            .target(Target::Most(10.0)),
     );
     Ok(figures)
 }
@@ -294,7 +291,7 @@ async fn nodes(place: &Place, args: &Args) -> anyhow::Result<(Rig, Vec<Figure>)>
         Figure::new(format!("{nodes} nodes joined"), joined, "s"),
         Figure::new(format!("{nodes} messages through the server, each answered, p99"), burst.ms(0.99), "ms"),
         Figure::new(change("p50"), took.ms(0.5), "ms").floor(least(0.5)),
-        Figure::new(change("p99"), took.ms(0.99), "ms").floor(least(0.99)).target(Target::AtMost(50.0)),
+        Figure::new(change("p99"), took.ms(0.99), "ms").floor(least(0.99)).target(Target::Most(50.0)),
     ];
     Ok((rig, figures))
 }
