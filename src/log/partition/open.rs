@@ -169,9 +169,13 @@ impl Log {
         let bytes = checkpoint::read(self.files.disk(), &path).map_err(self.io("read", &path))?;
         let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
         let held = text.and_then(|text| checkpoint::parse_epochs(&text).ok());
-        // They begin too late where a start that was forgotten brought records back.
-        let is_whole = |held: &EpochHistory| held.starts().first().is_some_and(|(_, first)| *first <= self.start);
-        Ok(held.filter(is_whole))
+        let Some(held) = held.filter(|held| !held.starts().is_empty()) else { return Ok(None) };
+        // They begin too late where a start that was forgotten brought records back. Their epochs count as the first one that
+        // is known: whoever asks for an older one is told to cut at the start, which is safe. The batches would not tell for
+        // sure, for compaction may have taken an epoch's first ones.
+        let mut starts = held.starts().to_vec();
+        starts[0].1 = starts[0].1.min(self.start);
+        Ok(EpochHistory::from_starts(starts))
     }
 
     /// Reads a segment from its last index entry on, completes its indexes, and cuts a torn tail off if it is the last one.
