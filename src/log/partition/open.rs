@@ -147,7 +147,7 @@ impl Log {
             let below = names.bases.get(number + 1).copied().unwrap_or(Offset(i64::MAX));
             self.segments.insert(base, segment);
             if !whole || rebuild || all {
-                self.recover(base, below, whole)?;
+                self.recover(base, below, whole, !whole || all)?;
             }
         }
         if !is_synced && self.active().bytes > 0 {
@@ -159,6 +159,12 @@ impl Log {
         let held = self.epochs.clone();
         self.epochs.truncate_to(self.end);
         self.epochs.start_at(self.start);
+        // After a start that was forgotten the first known one counts from it, also where the last segment told it.
+        let mut starts = self.epochs.starts().to_vec();
+        if let Some(first) = starts.first_mut() {
+            first.1 = first.1.min(self.start);
+        }
+        self.epochs = EpochHistory::from_starts(starts).unwrap_or_default();
         self.epochs_changed |= self.epochs != held;
         Ok(())
     }
@@ -179,15 +185,15 @@ impl Log {
     }
 
     /// Reads a segment from its last index entry on, completes its indexes, and cuts a torn tail off if it is the last one.
-    fn recover(&mut self, base: Offset, below: Offset, whole: bool) -> Result<(), LogError> {
+    fn recover(&mut self, base: Offset, below: Offset, whole: bool, learns: bool) -> Result<(), LogError> {
         let path = self.path(base, LOG);
-        let end = match self.scan(base, below, true) {
+        let end = match self.scan(base, below, true, learns) {
             Ok(Some(end)) => end,
             // The index speaks of what is not there.
             Ok(None) => {
                 let (files, dir) = (self.files.clone(), self.dir.clone());
                 self.segment_mut(base).reset_indexes(&files, &dir).map_err(self.io("rebuild an index in", &dir))?;
-                let again = self.scan(base, below, false).map_err(self.io("read", &path))?;
+                let again = self.scan(base, below, false, learns).map_err(self.io("read", &path))?;
                 again.expect("a scan from the beginning needs no index")
             }
             Err(error) => return Err(self.io("read", &path)(error)),
@@ -214,8 +220,15 @@ impl Log {
     }
 
     /// Goes through a segment, from its last index entry where `from_index`. Where the batches end and their offsets, or none
-    /// if the index turns out to be wrong.
-    fn scan(&mut self, base: Offset, below: Offset, from_index: bool) -> std::io::Result<Option<(u64, Offset)>> {
+    /// if the index turns out to be wrong. `learns`: the epochs are taken from the batches, which is right for the last segment,
+    /// and where nothing else tells; compaction may have taken an epoch's first batches from the others.
+    fn scan(
+        &mut self,
+        base: Offset,
+        below: Offset,
+        from_index: bool,
+        learns: bool,
+    ) -> std::io::Result<Option<(u64, Offset)>> {
         let (files, dir, interval) = (self.files.clone(), self.dir.clone(), self.config.index_interval_bytes);
         let entry = self.segment_mut(base).offsets.last().filter(|_| from_index);
         let from = entry.map_or(0, |entry| entry.position.max(0) as u64);
@@ -238,7 +251,9 @@ impl Log {
                         return Ok(None);
                     }
                     self.segment_mut(base).note(&header, position, interval);
-                    self.note_epoch(&header);
+                    if learns {
+                        self.note_epoch(&header);
+                    }
                     end = (position + header.size() as u64, header.next_offset());
                 }
                 Found::Damage { .. } if awaited.is_some() => return Ok(None),
