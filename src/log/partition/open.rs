@@ -147,7 +147,7 @@ impl Log {
             let below = names.bases.get(number + 1).copied().unwrap_or(Offset(i64::MAX));
             self.segments.insert(base, segment);
             if !whole || rebuild || all {
-                self.recover(base, below, whole)?;
+                self.recover(base, below, whole, !whole || all)?;
             }
         }
         if !is_synced && self.active().bytes > 0 {
@@ -159,6 +159,12 @@ impl Log {
         let held = self.epochs.clone();
         self.epochs.truncate_to(self.end);
         self.epochs.start_at(self.start);
+        // After a start that was forgotten the first known one counts from it, also where the last segment told it.
+        let mut starts = self.epochs.starts().to_vec();
+        if let Some(first) = starts.first_mut() {
+            first.1 = first.1.min(self.start);
+        }
+        self.epochs = EpochHistory::from_starts(starts).unwrap_or_default();
         self.epochs_changed |= self.epochs != held;
         Ok(())
     }
@@ -169,21 +175,25 @@ impl Log {
         let bytes = checkpoint::read(self.files.disk(), &path).map_err(self.io("read", &path))?;
         let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
         let held = text.and_then(|text| checkpoint::parse_epochs(&text).ok());
-        // They begin too late where a start that was forgotten brought records back.
-        let is_whole = |held: &EpochHistory| held.starts().first().is_some_and(|(_, first)| *first <= self.start);
-        Ok(held.filter(is_whole))
+        let Some(held) = held.filter(|held| !held.starts().is_empty()) else { return Ok(None) };
+        // They begin too late where a start that was forgotten brought records back. Their epochs count as the first one that
+        // is known: whoever asks for an older one is told to cut at the start, which is safe. The batches would not tell for
+        // sure, for compaction may have taken an epoch's first ones.
+        let mut starts = held.starts().to_vec();
+        starts[0].1 = starts[0].1.min(self.start);
+        Ok(EpochHistory::from_starts(starts))
     }
 
     /// Reads a segment from its last index entry on, completes its indexes, and cuts a torn tail off if it is the last one.
-    fn recover(&mut self, base: Offset, below: Offset, whole: bool) -> Result<(), LogError> {
+    fn recover(&mut self, base: Offset, below: Offset, whole: bool, learns: bool) -> Result<(), LogError> {
         let path = self.path(base, LOG);
-        let end = match self.scan(base, below, true) {
+        let end = match self.scan(base, below, true, learns) {
             Ok(Some(end)) => end,
             // The index speaks of what is not there.
             Ok(None) => {
                 let (files, dir) = (self.files.clone(), self.dir.clone());
                 self.segment_mut(base).reset_indexes(&files, &dir).map_err(self.io("rebuild an index in", &dir))?;
-                let again = self.scan(base, below, false).map_err(self.io("read", &path))?;
+                let again = self.scan(base, below, false, learns).map_err(self.io("read", &path))?;
                 again.expect("a scan from the beginning needs no index")
             }
             Err(error) => return Err(self.io("read", &path)(error)),
@@ -210,8 +220,15 @@ impl Log {
     }
 
     /// Goes through a segment, from its last index entry where `from_index`. Where the batches end and their offsets, or none
-    /// if the index turns out to be wrong.
-    fn scan(&mut self, base: Offset, below: Offset, from_index: bool) -> std::io::Result<Option<(u64, Offset)>> {
+    /// if the index turns out to be wrong. `learns`: the epochs are taken from the batches, which is right for the last segment,
+    /// and where nothing else tells; compaction may have taken an epoch's first batches from the others.
+    fn scan(
+        &mut self,
+        base: Offset,
+        below: Offset,
+        from_index: bool,
+        learns: bool,
+    ) -> std::io::Result<Option<(u64, Offset)>> {
         let (files, dir, interval) = (self.files.clone(), self.dir.clone(), self.config.index_interval_bytes);
         let entry = self.segment_mut(base).offsets.last().filter(|_| from_index);
         let from = entry.map_or(0, |entry| entry.position.max(0) as u64);
@@ -234,7 +251,9 @@ impl Log {
                         return Ok(None);
                     }
                     self.segment_mut(base).note(&header, position, interval);
-                    self.note_epoch(&header);
+                    if learns {
+                        self.note_epoch(&header);
+                    }
                     end = (position + header.size() as u64, header.next_offset());
                 }
                 Found::Damage { .. } if awaited.is_some() => return Ok(None),
