@@ -77,6 +77,8 @@ pub struct Controller {
     attempts: u64,
     /// What was known at the start, or came with a snapshot: who lost a leadership by then is not remembered singly.
     unseen: Version,
+    /// Who lost a leadership since then, and was not heard before: known to hold replicas, so there are no more than nodes.
+    lost_unheard: BTreeMap<StorageId, Version>,
     jobs: VecDeque<Job>,
     waiters: Vec<Waiter>,
     sessions: BTreeMap<StorageId, Session>,
@@ -124,6 +126,7 @@ impl Controller {
             in_flight: None,
             attempts: 0,
             unseen: durable.version,
+            lost_unheard: BTreeMap::new(),
             jobs: VecDeque::new(),
             waiters: Vec::new(),
             sessions: BTreeMap::new(),

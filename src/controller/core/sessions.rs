@@ -194,12 +194,14 @@ impl Controller {
         if self.sessions.len() >= super::strangers::MAX_SESSIONS && !self.sessions.contains_key(&heartbeat.storage) {
             return false;
         }
-        let unseen = self.unseen;
-        let fresh = || Session { lost_leadership_at: unseen, ..Session::new(heartbeat.incarnation) };
+        let unheard = self.lost_unheard.remove(&heartbeat.storage).unwrap_or_default();
+        let lost_leadership_at = self.unseen.max(unheard);
+        let fresh = || Session { lost_leadership_at, ..Session::new(heartbeat.incarnation) };
         let session = self.sessions.entry(heartbeat.storage).or_insert_with(fresh);
         if session.incarnation != heartbeat.incarnation {
             let (fenced_at, push) = (session.fenced_at, PushState::default());
-            *session = Session { fenced_at, push, ..fresh() };
+            let lost_leadership_at = session.lost_leadership_at.max(lost_leadership_at);
+            *session = Session { fenced_at, push, lost_leadership_at, ..fresh() };
         }
         if session.heard.is_some() && heartbeat.sequence <= session.sequence {
             return false;
@@ -374,8 +376,11 @@ impl Controller {
             return;
         };
         for replica in partition.replicas.iter().filter(|replica| Some(**replica) != leader) {
-            if let Some(session) = self.sessions.get_mut(replica) {
-                session.lost_leadership_at = version;
+            match self.sessions.get_mut(replica) {
+                Some(session) => session.lost_leadership_at = version,
+                None => {
+                    self.lost_unheard.insert(*replica, version);
+                }
             }
         }
     }
@@ -423,6 +428,10 @@ impl Controller {
 
     /// Whether a node that serves must be fenced now.
     fn must_fence(&self, session: Option<&Session>, grace: bool) -> bool {
+        // After a stall, what would show that it lives may wait in the queue, over another connection too.
+        if self.mono() < self.catching_up_until {
+            return false;
+        }
         let (now, timeout) = (self.mono(), self.settings.session_timeout);
         let Some(session) = session else { return !grace };
         if session.ended {
@@ -458,7 +467,7 @@ impl Controller {
     /// Storage nodes that must be fenced now.
     fn to_fence(&self) -> BTreeSet<StorageId> {
         let Some(image) = self.image() else { return BTreeSet::new() };
-        let grace = self.in_grace() || self.mono() < self.catching_up_until;
+        let grace = self.in_grace();
         let serving = image.storage.iter().filter(|(_, node)| node.state.serves());
         serving.map(|(id, _)| *id).filter(|id| self.must_fence(self.sessions.get(id), grace)).collect()
     }

@@ -950,3 +950,30 @@ fn heartbeats_that_wait_in_a_busy_controllers_queue_are_heard_before_silence_cou
     rig.pass(Duration::from_secs(1));
     assert_eq!(rig.node(0).state, NodeState::Active);
 }
+
+#[test]
+fn who_lost_a_leadership_before_it_was_first_heard_gets_no_lease_before_it_knows() {
+    let mut rig = Rig::with_nodes();
+    rig.create("orders");
+    let (followed, before) = (rig.core.history().clone(), rig.core.history().position());
+    // Another controller does not hear the nodes, and only reads that node 0 was fenced and unfenced.
+    rig.feed(Input::ConnectionEnded(connection(10)));
+    rig.heartbeat(0, 79, 4);
+    rig.heartbeat(0, 79, 5);
+    assert_eq!(rig.node(0).state, NodeState::Active);
+    let mut other = Rig::new();
+    other.stream = rig.stream.clone();
+    let me = Identity { incarnation: IncarnationId(Uuid::from_u128(9)), ..rig.core.me };
+    other.core = Controller::new(me, settings(), followed, None);
+    for (version, payload) in
+        (1..).map(Version).zip(rig.stream.clone()).filter(|(version, _)| *version > before.version)
+    {
+        other.feed(Input::Entry { version, payload });
+    }
+    other.feed(Input::LeaseFree);
+    other.feed(Input::Connected(connection(7)));
+    other.pass(Duration::from_millis(100));
+    assert_eq!(other.core.role(), ControllerRole::Active);
+    assert_eq!(other.heartbeat_at(0, 80, 6, before).unwrap().lease_ms, 0);
+    assert!(other.heartbeat(0, 80, 7).unwrap().lease_ms > 0);
+}
