@@ -180,11 +180,11 @@ impl World {
                     self.report(0, proc, mail);
                 }
             }
-            Some(Waiting::Node { proc, life, asked }) => {
-                if self.hosts[proc].life == life {
-                    self.report(0, proc, Mail::Node(to_input(asked, answer)));
-                }
+            Some(Waiting::Node { proc, life, asked }) if self.hosts[proc].life == life => {
+                self.report(0, proc, Mail::Node(to_input(asked, answer)));
             }
+            // Whom it was for is gone.
+            Some(Waiting::Node { .. }) => {}
             Some(Waiting::Client { client, attempt }) => self.client_answered(client, attempt, answer),
         }
     }

@@ -48,7 +48,7 @@ impl Controller {
             let version = self.history.position().version;
             return replies.into_iter().for_each(|(token, reply)| self.committed(version, token, reply));
         }
-        let cause: Cause = format!("{} asked for other in-sync replicas", super::sessions::names(&askers)).into();
+        let cause: Cause = format!("{} asked for other in-sync replicas", super::liveness::names(&askers)).into();
         self.append(records, cause, None, Purpose::Replies(replies));
     }
 }

@@ -11,6 +11,7 @@ mod api;
 mod append;
 mod follow;
 mod isr;
+mod liveness;
 mod office;
 mod push;
 mod restore;
