@@ -170,7 +170,8 @@ impl Controller {
     pub(super) fn work(&mut self) {
         while self.in_flight.is_none() && matches!(self.role, Role::Active { .. }) && self.may_act() {
             if self.work_for_nodes() || self.work_for_snapshots() {
-                continue;
+                // Begun; or it could not even be written down, and is not to be tried again without end.
+                return;
             }
             let Some(job) = self.jobs.pop_front() else { return };
             self.carry_out(job);
