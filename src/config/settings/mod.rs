@@ -1,7 +1,7 @@
 //! The settings of a process, in layers: defaults, a TOML file, `DMQ_…` variables, flags. The last one that names a
 //! setting wins.
 //!
-//! [`table`] is the one list of what there is: what a file or a variable may say is checked against it, with all faults
+//! [`mod@table`] is the one list of what there is: what a file or a variable may say is checked against it, with all faults
 //! at once, and the documentation's table is made of it.
 
 mod layers;
