@@ -4,7 +4,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::cluster::Cluster;
+use support::cluster::{Cluster, copy_folder};
 use support::stranger::{Stranger, with};
 use uuid::Uuid;
 
@@ -212,7 +212,7 @@ fn of_two_nodes_with_one_id_the_second_is_refused_and_told_what_to_do() {
     cluster.await_that("the second one ends", || twice.has_ended().then_some(()).ok_or_else(String::new));
     assert!(cluster.log_of("storage-0").contains("in use"), "{}", cluster.log_of("storage-0"));
     // A copy of the directory. It waits for the session of the first to end, which it does not.
-    copy(&cluster.folder.path().join("storage-0"), &cluster.folder.path().join("storage-copy"));
+    copy_folder(&cluster.folder.path().join("storage-0"), &cluster.folder.path().join("storage-copy"));
     let copied = cluster.process_in("storage", 0, "storage-copy");
     cluster.await_that("the copy is refused", || {
         let log = cluster.log_of("storage-copy");
@@ -222,19 +222,6 @@ fn of_two_nodes_with_one_id_the_second_is_refused_and_told_what_to_do() {
     let still = cluster.run("node describe 0").unwrap();
     assert_eq!((&still["incarnation"], &still["state"]), (&real["incarnation"], &json!("active")));
     assert_unharmed(&mut cluster);
-}
-
-fn copy(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            std::fs::copy(entry.path(), to).unwrap();
-        }
-    }
 }
 
 #[test]

@@ -3,10 +3,8 @@
 
 mod support;
 
-use std::path::Path;
-
 use serde_json::Value;
-use support::cluster::Cluster;
+use support::cluster::{Cluster, copy_folder};
 use support::stranger::Stranger;
 
 fn names(cluster: &Cluster) -> Vec<String> {
@@ -43,19 +41,6 @@ fn restore(cluster: &Cluster, nodes: u64) -> Value {
         if (0..nodes).any(missing) { Err(plan.to_string()) } else { Ok(()) }
     });
     cluster.await_that("it is restored", || cluster.run("metadata restore --yes"))
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            std::fs::copy(entry.path(), to).unwrap();
-        }
-    }
 }
 
 #[test]
@@ -155,7 +140,7 @@ fn a_stream_that_went_back_is_brought_forward_again() {
     // A copy of the store, as of a backup or of a server that was down for a while.
     let backup = tempfile::tempdir().unwrap();
     cluster.nats.kill();
-    copy(&cluster.nats.store_dir(), &backup.path().join("store"));
+    copy_folder(&cluster.nats.store_dir(), &backup.path().join("store"));
     cluster.nats.restart();
     cluster.await_healthy();
     let late = cluster.run("topic create late --replication-factor 2").unwrap();
@@ -163,7 +148,7 @@ fn a_stream_that_went_back_is_brought_forward_again() {
 
     cluster.nats.kill();
     cluster.nats.wipe_store();
-    copy(&backup.path().join("store"), &cluster.nats.store_dir());
+    copy_folder(&backup.path().join("store"), &cluster.nats.store_dir());
     cluster.nats.restart();
     await_halted(&cluster, &[0, 1]);
     let restored = restore(&cluster, 2);

@@ -117,6 +117,17 @@ pub enum Acks {
     All,
 }
 
+/// A client's batch.
+#[derive(Clone, Debug)]
+pub struct Append {
+    pub place: Place,
+    pub batch: Bytes,
+    /// None: nobody waits.
+    pub acks: Option<Acks>,
+    pub token: Token,
+    pub now: WallTime,
+}
+
 #[derive(Clone, Debug)]
 pub enum Input<L> {
     /// This incarnation is registered.
@@ -144,15 +155,7 @@ pub enum Input<L> {
         call: Call,
         result: Result<Bytes, CallError>,
     },
-    /// A client's batch.
-    Append {
-        place: Place,
-        batch: Bytes,
-        /// None: nobody waits.
-        acks: Option<Acks>,
-        token: Token,
-        now: WallTime,
-    },
+    Append(Append),
     /// The answer to [`Effect::Flush`]: each log is on the disk up to here.
     Flushed(Vec<LogEnd>),
     /// The answer to [`Effect::AskInSync`], of one of its partitions.

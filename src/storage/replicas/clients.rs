@@ -1,24 +1,12 @@
 //! Clients' appends, and their acknowledgements.
 
-use bytes::Bytes;
-
-use super::{Acks, AppendError, Effect, Log, Place, Replicas, Role, Waiter};
-use crate::storage::core::Token;
-use crate::types::{Monotonic, Offset, WallTime};
+use super::{Acks, Append, AppendError, Effect, Log, Place, Replicas, Role, Waiter};
+use crate::types::{Monotonic, Offset};
 
 impl<L: Log> Replicas<L> {
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn append(
-        &mut self,
-        now: Monotonic,
-        place: Place,
-        batch: Bytes,
-        acks: Option<Acks>,
-        token: Token,
-        wall: WallTime,
-        out: &mut Vec<Effect<L::Error>>,
-    ) {
-        match self.try_append(now, place, batch, acks, token, wall) {
+    pub(super) fn append(&mut self, now: Monotonic, append: Append, out: &mut Vec<Effect<L::Error>>) {
+        let Append { place, acks, token, .. } = append;
+        match self.try_append(now, append) {
             Ok(end) => {
                 self.unflushed.insert(place);
                 self.behind.insert(place);
@@ -30,15 +18,8 @@ impl<L: Log> Replicas<L> {
     }
 
     /// The log's end afterwards.
-    fn try_append(
-        &mut self,
-        now: Monotonic,
-        place: Place,
-        batch: Bytes,
-        acks: Option<Acks>,
-        token: Token,
-        wall: WallTime,
-    ) -> Result<Offset, AppendError<L::Error>> {
+    fn try_append(&mut self, now: Monotonic, append: Append) -> Result<Offset, AppendError<L::Error>> {
+        let Append { place, batch, acks, token, now: wall } = append;
         let waiting_max = self.settings.waiting_max;
         let replica = self.held.get_mut(&place).filter(|_| self.may_lead).ok_or(AppendError::NotLeader)?;
         let Role::Leads(leader) = &mut replica.role else { return Err(AppendError::NotLeader) };

@@ -60,13 +60,6 @@ impl Session {
         }
     }
 
-    /// There is more than the follower has.
-    pub(super) fn has_more(&mut self, place: Place) {
-        if self.positions.contains_key(&place) {
-            self.ready.insert(place);
-        }
-    }
-
     /// The places to speak of, beginning behind the last answer's end.
     fn in_turn(&self) -> Vec<Place> {
         let Some(cursor) = self.cursor else { return self.ready.iter().copied().collect() };
@@ -294,7 +287,7 @@ impl<L: Log> Replicas<L> {
     pub(super) fn tell_followers(&mut self, place: Place, end: Offset) {
         for session in self.sessions.values_mut() {
             if session.positions.get(&place).is_some_and(|position| position.offset < end) {
-                session.has_more(place);
+                session.ready.insert(place);
             }
         }
     }

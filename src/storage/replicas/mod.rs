@@ -19,7 +19,9 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use api::{Acks, AppendError, Assignment, Effect, InSyncWish, Input, Log, LogEnd, Member, Peer, Place, Settings};
+pub use api::{
+    Acks, Append, AppendError, Assignment, Effect, InSyncWish, Input, Log, LogEnd, Member, Peer, Place, Settings,
+};
 
 use crate::replication::{Follower, Leader};
 use crate::storage::core::{Call, Token};
@@ -105,9 +107,7 @@ impl<L: Log> Replicas<L> {
             Input::Disconnected => self.links.values_mut().for_each(|link| link.reset(now)),
             Input::Poll { payload, token } => self.poll(now, &payload, token, out),
             Input::PollAnswer { call, result } => self.poll_answer(now, call, result, out),
-            Input::Append { place, batch, acks, token, now: wall } => {
-                self.append(now, place, batch, acks, token, wall, out);
-            }
+            Input::Append(append) => self.append(now, append, out),
             Input::Flushed(logs) => self.flushed(logs, out),
             Input::InSyncAnswer { place, leader_epoch, on_top_of, granted } => {
                 self.in_sync_answer(place, leader_epoch, on_top_of, granted);

@@ -308,7 +308,7 @@ impl Cluster {
         self.next += 1;
         let token = Token(self.next);
         let batch = Bytes::copy_from_slice(&value.to_le_bytes());
-        self.give(node, Input::Append { place, batch, acks, token, now: WallTime(0) });
+        self.give(node, Input::Append(Append { place, batch, acks, token, now: WallTime(0) }));
         token
     }
 
