@@ -4,6 +4,7 @@
 
 pub mod core;
 mod health;
+mod partitions;
 pub mod replicas;
 mod shell;
 pub(crate) mod store;

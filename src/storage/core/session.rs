@@ -80,6 +80,10 @@ impl Session {
         self.connection.is_some() && self.lease_until.is_some_and(|until| now < until)
     }
 
+    pub(super) fn lease_until(&self) -> Option<Monotonic> {
+        self.lease_until
+    }
+
     pub(super) fn revoke(&mut self) {
         self.lease_until = None;
     }
@@ -96,7 +100,7 @@ impl StorageCore {
         self.session.connected(now, connection);
         self.registration.connection_changed();
         self.fetch.connection_changed();
-        self.isr.connection_changed();
+        self.isr_interrupted(out);
     }
 
     pub(super) fn disconnected(&mut self, now: Monotonic, out: &mut Vec<Effect>) {
@@ -104,7 +108,7 @@ impl StorageCore {
         self.tell_may_lead(now, out);
         self.registration.connection_changed();
         self.fetch.connection_changed();
-        self.isr.connection_changed();
+        self.isr_interrupted(out);
         self.log(Level::Warn, out, || {
             "the connection to NATS is lost: this node leads nothing until it is back".into()
         });

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use super::{Effect, Log, Place, Replicas, Role};
+use super::{Effect, Log, Replicas, Role};
 use crate::replication::{EpochEnd, FetchFrom, FetchOutcome, Step};
-use crate::storage::core::{Call, CallError};
+use crate::storage::core::{Call, CallError, Place};
 use crate::types::{Monotonic, StorageId};
 use crate::wire::replica::{
     PartitionAnswer, PartitionOutcome, ReplicaAnswer, ReplicaFetch, ReplicaPosition, SessionOutcome,

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Effect, Log, Member, Place, Replicas, Role};
+use super::{Effect, Log, Replicas, Role};
 use crate::replication::{FetchFrom, FetchOutcome, Refusal, ReplicaSession};
-use crate::storage::core::Token;
+use crate::storage::core::{Member, Place, Token};
 use crate::types::{Monotonic, NodeEpoch, Offset, StorageId};
 use crate::wire::replica::{
     PartitionAnswer, PartitionOutcome, ReplicaAnswer, ReplicaFetch, ReplicaPosition, SessionOutcome,
