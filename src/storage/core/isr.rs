@@ -129,6 +129,7 @@ fn wish(image: &Image, me: StorageId, topic: TopicId, number: PartitionId) -> Op
         partition_epoch: partition.epoch,
         isr: members(image, partition, fit)?,
         recovered,
+        settles: false,
     })
 }
 

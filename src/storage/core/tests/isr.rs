@@ -36,6 +36,7 @@ fn request(ledger: &Ledger) -> PartitionAlter {
         partition_epoch: partition.epoch,
         isr,
         recovered: false,
+        settles: false,
     };
     PartitionAlter { storage: ME, node_epoch: NodeEpoch(2), partitions: vec![wish] }
 }
