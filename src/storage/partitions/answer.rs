@@ -105,6 +105,8 @@ pub(super) fn log_error(error: &LogError) -> WireError {
             Code::KafkaStorageError
         }
         LogError::Damaged { .. } | LogError::Corrupt { .. } => Code::CorruptMessage,
+        // The log was cut while it was read: by now it stands still again.
+        LogError::Changed { .. } => Code::Busy,
         LogError::OffsetOutOfRange { .. } => Code::OffsetOutOfRange,
         LogError::InvalidBatch { .. } | LogError::NotContiguous { .. } => Code::InvalidRecord,
         LogError::TooLarge { .. } => Code::MessageTooLarge,
