@@ -9,8 +9,9 @@ use super::answer::{self, Reply};
 use super::fetches::Fetch;
 use super::log::Failure;
 use super::request::{Format, Request};
+use super::serve::Reading;
 use super::worker::Worker;
-use crate::log::TopicPartition;
+use crate::log::{Log, ReadPlan, TopicPartition};
 use crate::storage::core::{Place, Token};
 use crate::storage::replicas::{self, Append, AppendError, Input, Led};
 use crate::types::{LeaderEpoch, Monotonic, Offset, TopicId};
@@ -168,6 +169,7 @@ impl Worker {
         Ok(Fetch {
             place,
             offset: fetch.offset.unwrap_or(start),
+            beyond: fetch.offset.unwrap_or(start),
             max_bytes,
             min_bytes: fetch.min_bytes.map_or(1, |bytes| (bytes as usize).min(max_bytes)),
             until: now + wait,
@@ -186,27 +188,14 @@ impl Worker {
             return;
         };
         let may_wait = now < fetch.until && !self.fetches.is_full();
-        let answer = match read(log, led, &fetch, may_wait) {
-            Ok(None) => {
-                self.fetches.add(fetch);
-                return;
+        match plan(log, led, &fetch, may_wait) {
+            Ok(None) => self.fetches.add(fetch),
+            Ok(Some((plan, head))) => {
+                let limit = log.config().max_decompressed_bytes;
+                self.hub.read(Reading { plan, head, fetch, id: id.clone(), limit });
             }
-            Ok(Some((head, batches))) => match fetch.format {
-                Format::Batch => Ok(Reply::batches(fetch.reply.clone(), &head, batches)),
-                Format::Json => {
-                    let (room, limit) = (self.hub.max_payload(), log.config().max_decompressed_bytes);
-                    let json = answer::records(id, head, &batches, fetch.offset, room, limit);
-                    json.map(|json| Reply {
-                        to: fetch.reply.clone(),
-                        headers: async_nats::HeaderMap::new(),
-                        payload: json.into(),
-                    })
-                }
-            },
-            Err(error) => Err(error),
-        };
-        let answer = answer.unwrap_or_else(|error| Reply::error(fetch.reply, &error));
-        self.hub.reply(answer).await;
+            Err(error) => self.hub.reply(Reply::error(fetch.reply, &error)).await,
+        }
     }
 
     fn offsets(&self, place: Place, led: Led, request: &OffsetsRequest) -> Result<PartitionOffsets, WireError> {
@@ -257,13 +246,8 @@ impl Worker {
     }
 }
 
-/// None: it is to wait.
-fn read(
-    log: &crate::log::Log,
-    led: Led,
-    fetch: &Fetch,
-    may_wait: bool,
-) -> Result<Option<(FetchedHead, Bytes)>, WireError> {
+/// What to read, and what to say beside it. None: the fetch is to wait.
+fn plan(log: &Log, led: Led, fetch: &Fetch, may_wait: bool) -> Result<Option<(ReadPlan, FetchedHead)>, WireError> {
     check_epoch(led.leader_epoch, fetch.leader_epoch)?;
     let visible = match led.visible {
         Some(visible) => visible,
@@ -271,29 +255,21 @@ fn read(
         None => return Err(not_yet(log.id())),
     };
     if fetch.offset > visible || fetch.offset < log.start() {
-        let words = format!(
-            "{}: offset {} is not in the log, which can be read from {} to {visible}",
-            log.id(),
-            fetch.offset,
-            log.start()
-        );
+        let (id, offset, start) = (log.id(), fetch.offset, log.start());
+        let words = format!("{id}: offset {offset} is not in the log, which can be read from {start} to {visible}");
         return Err(WireError::new(Code::OffsetOutOfRange, words));
     }
-    if fetch.offset == visible && may_wait {
+    if visible <= fetch.beyond && may_wait {
         return Ok(None);
     }
-    let fetched = log.read(fetch.offset, fetch.max_bytes, visible).map_err(|error| answer::log_error(&error))?;
-    let is_little = fetched.batches.len() < fetch.min_bytes && fetched.next_offset >= visible;
-    if is_little && may_wait {
-        return Ok(None);
-    }
+    let plan = log.locate(fetch.offset, fetch.max_bytes, visible).map_err(|error| answer::log_error(&error))?;
     let head = FetchedHead {
         high_watermark: visible,
         log_start_offset: log.start(),
-        next_offset: fetched.next_offset,
+        next_offset: fetch.offset,
         leader_epoch: led.leader_epoch,
     };
-    Ok(Some((head, fetched.batches)))
+    Ok(Some((plan, head)))
 }
 
 fn check_epoch(present: LeaderEpoch, known: Option<LeaderEpoch>) -> Result<(), WireError> {
@@ -319,7 +295,7 @@ fn not_yet(id: &TopicPartition) -> WireError {
 fn describe(
     place: Place,
     id: &TopicPartition,
-    log: &crate::log::Log,
+    log: &Log,
     leader_epoch: LeaderEpoch,
     visible: Offset,
     found: Option<FoundOffset>,

@@ -29,6 +29,7 @@ use super::subjects::Subjects;
 use crate::log::{LogConfig, LogDirectoryError, TopicPartition};
 use crate::process::Clock;
 use crate::types::{Monotonic, StorageId};
+use fetches::Fetch;
 use request::Request;
 
 /// How many commands may wait.
@@ -73,6 +74,8 @@ pub(in crate::storage) enum Command {
         reply: Option<Subject>,
         _permit: Option<OwnedSemaphorePermit>,
     },
+    /// A fetch that found too little, or a log that was cut meanwhile: it is looked at again.
+    Fetch(Fetch),
     /// The process ends: make everything durable, then say so.
     Stop(oneshot::Sender<()>),
 }

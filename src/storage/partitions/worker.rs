@@ -73,7 +73,7 @@ pub(super) fn start(
         listening: BTreeMap::new(),
         deaf: BTreeSet::new(),
         followers: None,
-        hub: Hub::new(client, subjects, commands, runtime, clock),
+        hub: Hub::new(client, subjects, commands, runtime, clock, lease.clone()),
         events,
         clock,
         lease,
@@ -188,6 +188,7 @@ impl Worker {
             }
             Command::PollAnswer { call, result } => self.give(now, Input::PollAnswer { call, result }),
             Command::Data { place, request, reply, .. } => self.request(now, place, request, reply).await,
+            Command::Fetch(fetch) => self.fetch(now, fetch).await,
             Command::Stop(_) => {}
         }
     }
