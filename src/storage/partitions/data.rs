@@ -16,7 +16,8 @@ use crate::storage::core::{Place, Token};
 use crate::storage::replicas::{self, Append, AppendError, Input, Led};
 use crate::types::{LeaderEpoch, Monotonic, Offset, TopicId};
 use crate::wire::data::{
-    Acks, DataFetch, DeleteRecords, FetchedHead, FoundOffset, OffsetsRequest, PartitionOffsets, Produced,
+    Acks, Commit, DataFetch, DeleteRecords, FetchedHead, FoundOffset, OFFSETS_TOPIC, OffsetsRequest, PartitionOffsets,
+    Produced,
 };
 use crate::wire::{Code, WireError};
 
@@ -27,19 +28,28 @@ const TIMEOUT_CHECK: Duration = Duration::from_millis(100);
 
 /// A client that waits for its records to be as safe as it asked for.
 pub(super) struct Pending {
-    place: Place,
-    reply: Option<Subject>,
-    until: Monotonic,
+    pub(super) place: Place,
+    pub(super) reply: Option<Subject>,
+    pub(super) until: Monotonic,
+    pub(super) answer: Answer,
+}
+
+/// What it is told then.
+pub(super) enum Answer {
+    Produced,
+    Committed(Commit),
 }
 
 impl Worker {
     pub(super) async fn request(&mut self, now: Monotonic, place: Place, request: Request, reply: Option<Subject>) {
         let Some(led) = self.led(place) else { return };
         match request {
-            Request::Produce { batch, acks, timeout, topic_id } => match self.check_topic(place, topic_id) {
-                Ok(()) => self.produce(now, place, batch, acks, timeout, reply),
-                Err(error) => self.refuse(reply, &error).await,
-            },
+            Request::Produce { batch, acks, timeout, topic_id } => {
+                match self.check_topic(place, topic_id).and_then(|()| self.check_internal(place)) {
+                    Ok(()) => self.produce(now, place, batch, acks, timeout, reply),
+                    Err(error) => self.refuse(reply, &error).await,
+                }
+            }
             Request::Fetch { fetch, format } => {
                 let Some(reply) = reply else { return };
                 match self.read_fetch(now, place, led, fetch, format, reply.clone()) {
@@ -47,6 +57,8 @@ impl Worker {
                     Err(error) => self.hub.reply(Reply::error(reply, &error)).await,
                 }
             }
+            Request::Commit(commit) => self.commit(now, place, commit, reply).await,
+            Request::Committed(request) => self.tell_committed(place, request, reply).await,
             Request::Offsets(request) => {
                 let Some(reply) = reply else { return };
                 let answer = match self.offsets(place, led, &request) {
@@ -67,7 +79,16 @@ impl Worker {
         }
     }
 
-    async fn refuse(&self, reply: Option<Subject>, error: &WireError) {
+    /// What the coordinator keeps in memory is only what it wrote itself.
+    fn check_internal(&self, place: Place) -> Result<(), WireError> {
+        if self.is_of_offsets(place) {
+            let words = format!("{OFFSETS_TOPIC} is written by commits alone");
+            return Err(WireError::new(Code::InvalidTopicException, words));
+        }
+        Ok(())
+    }
+
+    pub(super) async fn refuse(&self, reply: Option<Subject>, error: &WireError) {
         if let Some(reply) = reply {
             self.hub.reply(Reply::error(reply, error)).await;
         }
@@ -99,34 +120,41 @@ impl Worker {
             Acks::All => Some(replicas::Acks::All),
         };
         if acks.is_some() {
-            self.pending.insert(token, Pending { place, reply, until: now + timeout });
+            self.pending.insert(token, Pending { place, reply, until: now + timeout, answer: Answer::Produced });
         }
         let append = Append { place, batch, acks, token, now: self.clock.wall() };
         self.give(now, Input::Append(append));
     }
 
     pub(super) async fn acknowledge(&mut self, token: Token, result: Result<Offset, AppendError<Failure>>) {
-        let Some(Pending { place, reply, .. }) = self.pending.remove(&token) else { return };
-        let (Some(reply), Some(id)) = (reply, self.ids.get(&place)) else { return };
-        match result {
-            Ok(offset) => {
-                let led = self.led(place);
-                let (Some(led), Some(log)) = (led, self.engine.log(place)) else { return };
-                let answer = Produced {
-                    topic: id.topic.to_string(),
-                    partition: id.partition,
-                    offset,
-                    leader_epoch: led.leader_epoch,
-                    log_start_offset: log.log.start(),
-                };
-                self.hub.reply(Reply::json(reply, &answer)).await;
-            }
-            Err(error) => {
-                if let Some(error) = answer::append_error(&error) {
-                    self.hub.reply(Reply::error(reply, &error)).await;
+        let Some(Pending { place, reply, answer, .. }) = self.pending.remove(&token) else { return };
+        let offset = match (result, answer) {
+            (Ok(offset), Answer::Produced) => offset,
+            (Ok(_), Answer::Committed(commit)) => {
+                let committed = self.committed(place, commit);
+                if let Some(reply) = reply.filter(|_| self.led(place).is_some()) {
+                    self.hub.reply(Reply::json(reply, &committed)).await;
                 }
+                return;
             }
-        }
+            (Err(error), Answer::Produced | Answer::Committed(_)) => {
+                if let Some(error) = answer::append_error(&error) {
+                    self.refuse(reply, &error).await;
+                }
+                return;
+            }
+        };
+        let (Some(reply), Some(id)) = (reply, self.ids.get(&place)) else { return };
+        let led = self.led(place);
+        let (Some(led), Some(log)) = (led, self.engine.log(place)) else { return };
+        let answer = Produced {
+            topic: id.topic.to_string(),
+            partition: id.partition,
+            offset,
+            leader_epoch: led.leader_epoch,
+            log_start_offset: log.log.start(),
+        };
+        self.hub.reply(Reply::json(reply, &answer)).await;
     }
 
     pub(super) fn pending_deadline(&self) -> Option<Monotonic> {

@@ -10,7 +10,9 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::answer::{self, Reply};
+use super::coordinator::Loaded;
 use super::fetches::Fetch;
+use super::groups::Groups;
 use super::request::{Format, Request};
 use super::{BUDGET_KIB, Command, Lease};
 use crate::bus::{BusError, raw};
@@ -18,7 +20,7 @@ use crate::log::{LogError, ReadPlan, TopicPartition};
 use crate::process::Clock;
 use crate::storage::core::{Call, CallError, Place};
 use crate::storage::subjects::Subjects;
-use crate::types::{Monotonic, StorageId};
+use crate::types::{LeaderEpoch, Monotonic, Offset, StorageId};
 use crate::wire::data::FetchedHead;
 
 /// How many answers may wait to be published.
@@ -40,7 +42,30 @@ pub(super) struct Reading {
     pub(super) limit: usize,
 }
 
-/// What became of one.
+/// A piece of a partition of the offsets topic that is to be read.
+pub(super) struct Loading {
+    pub(super) plan: ReadPlan,
+    pub(super) limit: usize,
+    pub(super) place: Place,
+    pub(super) leader_epoch: LeaderEpoch,
+    /// What was read before.
+    pub(super) groups: Groups,
+    pub(super) from: Offset,
+}
+
+impl Loading {
+    fn carry_out(self) -> Loaded {
+        let Self { plan, limit, place, leader_epoch, mut groups, from } = self;
+        let next = plan.read().map(|fetched| {
+            groups.take_in(fetched.batches, limit);
+            // Where nothing is left below the end, compaction took it.
+            if fetched.next_offset > from { fetched.next_offset } else { Offset(i64::MAX) }
+        });
+        Loaded { place, leader_epoch, groups, next }
+    }
+}
+
+/// What became of a fetch.
 enum Read {
     Answer(Reply),
     /// Too little, or the log was cut meanwhile.
@@ -126,6 +151,16 @@ impl Hub {
         });
     }
 
+    /// Reads a piece of the groups' offsets, and gives it back as a command.
+    pub(super) fn load(&self, loading: Loading) {
+        let hub = self.clone();
+        self.runtime.spawn(async move {
+            if let Ok(loaded) = tokio::task::spawn_blocking(move || loading.carry_out()).await {
+                hub.command(Command::Loaded(loaded)).await;
+            }
+        });
+    }
+
     /// Polls another node, and gives its answer back as a command.
     pub(super) fn poll(&self, call: Call, to: StorageId, message: bytes::Bytes, timeout: Duration) {
         let hub = self.clone();
@@ -179,7 +214,11 @@ impl Hub {
             Ok(request) => {
                 let size = match &request {
                     Request::Produce { batch, .. } => batch.len(),
-                    Request::Fetch { .. } | Request::Offsets(_) | Request::Delete(_) => 0,
+                    Request::Fetch { .. }
+                    | Request::Offsets(_)
+                    | Request::Delete(_)
+                    | Request::Commit(_)
+                    | Request::Committed(_) => 0,
                 };
                 let permits = size.div_ceil(1024).min(BUDGET_KIB) as u32;
                 let permit = Arc::clone(&self.budget).acquire_many_owned(permits).await.ok();

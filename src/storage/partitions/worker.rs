@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::answer::Reply;
+use super::coordinator::Coordinator;
 use super::data::Pending;
 use super::fetches::Fetches;
 use super::flush::{Flusher, Synced};
@@ -31,6 +32,8 @@ pub(super) struct Worker {
     pub(super) ids: BTreeMap<Place, TopicPartition>,
     flusher: Flusher,
     pub(super) fetches: Fetches,
+    /// Of the partitions of the offsets topic that are led here.
+    pub(super) coordinators: BTreeMap<Place, Coordinator>,
     pub(super) pending: HashMap<Token, Pending>,
     pub(super) timeout_check_at: Monotonic,
     /// Followers that wait for an answer to their poll.
@@ -66,6 +69,7 @@ pub(super) fn start(
         ids: BTreeMap::new(),
         flusher,
         fetches: Fetches::default(),
+        coordinators: BTreeMap::new(),
         pending: HashMap::new(),
         timeout_check_at: Monotonic(0),
         polls: HashMap::new(),
@@ -189,6 +193,7 @@ impl Worker {
             Command::PollAnswer { call, result } => self.give(now, Input::PollAnswer { call, result }),
             Command::Data { place, request, reply, .. } => self.request(now, place, request, reply).await,
             Command::Fetch(fetch) => self.fetch(now, fetch).await,
+            Command::Loaded(loaded) => self.loaded(loaded),
             Command::Stop(_) => {}
         }
     }
@@ -250,6 +255,7 @@ impl Worker {
     }
 
     fn silence(&mut self, place: Place) {
+        self.coordinators.remove(&place);
         self.deaf.remove(&place);
         if let Some(listening) = self.listening.remove(&place) {
             listening.abort();
