@@ -315,7 +315,7 @@ mod tests {
 
     use super::*;
     use crate::metadata::rules::{node, topic};
-    use crate::metadata::testing::{World, directory, topic_id};
+    use crate::metadata::testing::{World, directory, register, topic_id};
 
     /// As many nodes as there are names, each in the rack of its name.
     fn racked(racks: &[&str]) -> World {
@@ -324,7 +324,7 @@ mod tests {
             let incarnation = world.incarnation();
             let (wanted, rack) = (Some(StorageId(id)), Some(Arc::from(*rack)));
             let none = BTreeSet::new();
-            let made = node::register(world.image(), &none, &|_| false, wanted, directory(id), incarnation, rack);
+            let made = register(world.image(), &none, &|_| false, wanted, directory(id), incarnation, rack);
             world.commit(made.unwrap().records);
         }
         let all = (0..racks.len() as u32).map(StorageId).collect();
