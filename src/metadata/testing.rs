@@ -167,7 +167,7 @@ impl World {
 
     pub fn topic_with<const N: usize>(&mut self, number: u32, nodes: [u32; N], config: BTreeMap<String, String>) {
         let name = crate::types::TopicName::new(&format!("t{number}")).unwrap();
-        let replicas = vec![ids(nodes)];
+        let replicas = vec![ids(nodes).into()];
         self.commit(vec![Record::TopicCreated { topic_id: topic_id(number), name, config, replicas }]);
     }
 

@@ -142,7 +142,7 @@ fn what_does_not_fit_one_message_is_asked_for_after_the_answer() {
     let (mut ledger, _) = alone();
     ledger.state(OTHER, NodeEpoch(5), NodeState::Active);
     for number in 1..5 {
-        let replicas = vec![vec![ME, OTHER]];
+        let replicas = vec![vec![ME, OTHER].into()];
         ledger.commit(vec![crate::metadata::Record::PartitionsAdded { topic_id: TOPIC, replicas }]);
         let partition = number;
         ledger.partition(PartitionChange {
