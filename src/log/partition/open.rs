@@ -152,10 +152,11 @@ impl Log {
                 self.recover(base, below, whole, !whole || all)?;
             }
         }
-        if !is_synced && self.active().bytes > 0 {
+        if !is_synced {
             let path = self.path(last, LOG);
+            // The name too: who began the segment may have been killed before it was durable.
             let synced = files.disk().append(&path).and_then(|mut file| file.sync());
-            synced.map_err(self.io("sync", &path))?;
+            synced.and_then(|()| files.disk().sync_dir(&dir)).map_err(self.io("sync", &path))?;
         }
         self.synced = self.end;
         let held = self.epochs.clone();
