@@ -7,9 +7,11 @@
 
 mod admin;
 mod attempts;
+mod consumer;
 mod leaders;
 mod producer;
 
 pub use admin::{Admin, AdminError};
+pub use consumer::{AutoOffsetReset, ConsumeError, Consumer, ConsumerConfig, ConsumerRecord, SeekTo};
 pub use leaders::{DataError, Leaders};
 pub use producer::{Delivery, ProduceError, Producer, ProducerConfig, ProducerRecord, RecordMetadata};

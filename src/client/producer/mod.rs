@@ -199,9 +199,8 @@ impl Shared {
         headers.insert(header::TIMEOUT_MS, self.config.request_timeout.as_millis().to_string());
         headers.insert(header::TOPIC_ID, described.topic_id.to_string());
         let topic = Topic::new(name.clone(), described.topic_id, headers, limit, Instant::now());
-        let subject = |partition| {
-            Subject::from(self.services.data_subject(op::PRODUCE, DataTarget::Partition(partition), name))
-        };
+        let subject =
+            |partition| Subject::from(self.services.data_subject(op::PRODUCE, DataTarget::Partition(partition), name));
         self.state().describe(topic, described.partitions.len() as u32, subject);
     }
 }
