@@ -110,8 +110,12 @@ impl LogDirectory {
         let from = self.dir.join(id.to_string());
         // Kafka's form for what belongs to no topic; no partition's directory ends so.
         let to = self.dir.join(format!("{id}.{topic}-stray"));
-        self.forget(id, &from);
-        self.files.disk().rename(&from, &to).map_err(io_error("set aside", &from))?;
+        let renamed = self.files.disk().rename(&from, &to);
+        self.files.forget_below(&from);
+        renamed.map_err(io_error("set aside", &from))?;
+        let key = (id.topic.to_string(), id.partition);
+        self.starts.remove(&key);
+        self.cleaned.remove(&key);
         self.files.disk().sync_dir(&self.dir).map_err(io_error("sync", &self.dir))?;
         Ok(to)
     }
@@ -122,13 +126,6 @@ impl LogDirectory {
         let aside = self.set_aside(id)?;
         self.files.disk().remove_dir_all(&aside).map_err(io_error("remove", &aside))?;
         self.files.disk().sync_dir(&self.dir).map_err(io_error("sync", &self.dir))
-    }
-
-    fn forget(&mut self, id: &TopicPartition, dir: &Path) {
-        let key = (id.topic.to_string(), id.partition);
-        self.starts.remove(&key);
-        self.cleaned.remove(&key);
-        self.files.forget_below(dir);
     }
 
     /// Makes everything durable that was appended to these logs. One answer for each of them, in their order.

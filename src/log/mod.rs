@@ -19,7 +19,9 @@ pub use crate::replication::{EpochEnd, EpochHistory};
 pub use directory::{Committer, LogDirectory, LogDirectoryError, PartitionDirectory};
 pub use error::{Damage, LogError, TopicPartition};
 pub use files::{DEFAULT_OPEN_FILES, Files};
-pub use partition::{AppendInfo, Compacted, Fetched, Log, LogConfig, OpenOptions, SyncTicket, TimestampOffset};
+pub use partition::{
+    AppendInfo, Compacted, Fetched, Log, LogConfig, OpenOptions, ReadPlan, SyncTicket, TimestampOffset,
+};
 
 #[cfg(test)]
 mod model;

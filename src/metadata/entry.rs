@@ -170,6 +170,23 @@ impl<'a> ParsedEntry<'a> {
     pub fn records(&self) -> Result<Vec<Record>, serde_json::Error> {
         serde_json::from_str(self.records.get())
     }
+
+    /// Whether this message holds an election, and before a cluster is founded, begins with its founding. Told from the types
+    /// of the records alone, be there others that this program does not know.
+    pub fn elects(&self, founded: bool) -> bool {
+        #[derive(Deserialize)]
+        struct Kind<'a> {
+            #[serde(borrow)]
+            r#type: Cow<'a, str>,
+            #[serde(borrow, default)]
+            cluster: Option<&'a RawValue>,
+        }
+        let Ok(kinds) = serde_json::from_str::<Vec<Kind>>(self.records.get()) else { return false };
+        let of_this_cluster =
+            |kind: &Kind| kind.cluster.and_then(|raw| serde_json::from_str(raw.get()).ok()) == Some(self.cluster);
+        let founds = |kind: &Kind| kind.r#type == "clusterFounded" && of_this_cluster(kind);
+        kinds.iter().any(|kind| kind.r#type == "controllerElected") && (founded || kinds.first().is_some_and(founds))
+    }
 }
 
 /// The digest after the messages of a change, the first of which is at `first`.

@@ -2,6 +2,7 @@
 //!
 //! The shell is the only part with a clock, a disk and a connection; it decides nothing.
 
+mod auto;
 pub mod core;
 mod health;
 mod partitions;

@@ -222,8 +222,7 @@ impl Controller {
         if !acting {
             return self.resign("an append could not be settled in time");
         }
-        // It only has to take the place. Instead of an election it must be void: with the election's epoch, which is the
-        // version of this very place, it would be one without its record, and nobody could follow the history any further.
+        // It only has to take the place. Instead of an election it is void by its epoch, for no election ever has that one.
         let mut entry = in_flight.entry.clone();
         if in_flight.purpose == Purpose::Election {
             entry.controller_epoch = NOBODYS_EPOCH;

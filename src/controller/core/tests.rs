@@ -580,6 +580,7 @@ impl Rig {
                 partition_epoch: held.epoch,
                 isr: vec![member],
                 recovered: false,
+                settles: false,
             }
         };
         let partitions = partitions.iter().map(asked).collect();
@@ -626,6 +627,40 @@ fn leaders_that_ask_at_the_same_time_get_one_change_and_each_an_answer_of_its_ow
     assert_eq!((rig.altered(first), rig.altered(second)), (vec![Ok(1), Ok(1)], vec![Ok(1), Ok(1)]));
     assert_eq!(rig.altered(again), [Err(Code::InvalidUpdateVersion)], "it asked again for what had changed by then");
     assert_eq!(rig.altered(foreign), [Err(Code::NotLeaderOrFollower)]);
+}
+
+#[test]
+fn a_leader_that_settles_what_it_asked_for_gets_a_new_partition_epoch_in_the_history_for_the_same_set() {
+    let mut rig = Rig::with_nodes();
+    rig.admin("topic", "create", r#"{"name":"orders","replicationFactor":1}"#.into());
+    let partition = |rig: &Rig| rig.core.history().image().unwrap().topic("orders").unwrap().partitions[0].clone();
+    let held = partition(&rig);
+    let leader = held.leader.unwrap();
+    let node_epoch = rig.core.history().image().unwrap().storage[&leader].epoch;
+    let topic_id = rig.core.history().image().unwrap().topic("orders").unwrap().id;
+    let ask = |rig: &mut Rig, settles, partition_epoch| {
+        let asked = IsrRequest {
+            topic_id,
+            partition: 0,
+            leader_epoch: held.leader_epoch,
+            partition_epoch,
+            isr: vec![IsrMember { storage: leader, node_epoch }],
+            recovered: false,
+            settles,
+        };
+        let request = PartitionAlter { storage: leader, node_epoch, partitions: vec![asked] };
+        let token = rig.admin("partition", "alter", admin::encode(&request));
+        rig.altered(token)
+    };
+    let before = rig.stream.len();
+    assert_eq!(ask(&mut rig, false, held.epoch), [Ok(0)]);
+    assert_eq!(rig.stream.len(), before, "nothing changes");
+    assert_eq!(ask(&mut rig, true, held.epoch), [Ok(1)]);
+    assert_eq!(rig.stream.len(), before + 1);
+    let after = partition(&rig);
+    assert_eq!((after.epoch.0, after.leader_epoch, after.leader), (1, held.leader_epoch, held.leader));
+    assert!(after.isr().eq(held.isr()));
+    assert_eq!(ask(&mut rig, true, held.epoch), [Err(Code::InvalidUpdateVersion)], "a copy of the request");
 }
 
 #[test]

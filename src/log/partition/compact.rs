@@ -58,12 +58,12 @@ impl Swap {
             });
             if replaced {
                 let path = dir.join(&name);
-                files.forget(&path);
-                files.disk().remove(&path)?;
+                files.change(&path, |disk| disk.remove(&path))?;
             }
         }
         files.disk().sync_dir(dir)?;
-        files.disk().rename(&self.path(dir, SWAP), &segment::path(dir, self.base, LOG))?;
+        let path = segment::path(dir, self.base, LOG);
+        files.change(&path, |disk| disk.rename(&self.path(dir, SWAP), &path))?;
         files.disk().sync_dir(dir)
     }
 }
@@ -192,6 +192,7 @@ impl Log {
         let decided = files.disk().rename(&cleaned, &path).and_then(|()| files.disk().sync_dir(&dir));
         decided.map_err(self.io("rename a compacted segment to", &path))?;
         // From here on there is no way back: who opens the log would go on.
+        self.disturbances.note();
         let completed = swap.complete(&files, &dir).and_then(|()| segment.spill(&files, &dir));
         if let Err(error) = completed {
             let error = self.io("complete a compaction in", &dir)(error);

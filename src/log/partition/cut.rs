@@ -97,6 +97,7 @@ impl Log {
         // Oldest first, each durably, so that a crash leaves no hole.
         while self.segments.len() > 1 && self.upper_bound(self.first().base) <= self.start {
             let base = self.first().base;
+            self.disturbances.note();
             self.first().remove(&self.files, &self.dir).map_err(self.io("remove a segment of", &self.dir))?;
             self.segments.remove(&base);
             if self.snapshot != Some(base) {
@@ -111,6 +112,7 @@ impl Log {
 
     fn cut_end(&mut self, offset: Offset, now_ms: i64) -> Result<(), LogError> {
         self.cuts += 1;
+        self.disturbances.note();
         let (files, dir) = (self.files.clone(), self.dir.clone());
         // Newest first, each durably, so that a crash leaves no hole. One that begins at the cut stays, empty: its snapshot may be
         // all that knows of producers whose batches were compacted away.
@@ -156,7 +158,7 @@ impl Log {
     /// and whether that batch lies wholly behind the offset.
     fn place_of(&self, offset: Offset) -> std::io::Result<(u64, Offset, bool)> {
         let segment = self.active();
-        let (from, _) = segment.floor(&self.files, &self.dir, Offset(offset.0 - 1))?;
+        let from = segment.floor(&self.files, &self.dir, Offset(offset.0 - 1))?;
         let file = self.files.reader(&self.path(segment.base, LOG))?;
         let scan = Scan { from, end: segment.bytes, expected: None, below: self.end, verify: false };
         let mut scanner = Scanner::new(file, scan);
@@ -220,6 +222,7 @@ impl Log {
 
     fn drop_all(&mut self, offset: Offset) -> Result<(), LogError> {
         self.cuts += 1;
+        self.disturbances.note();
         let (files, dir) = (self.files.clone(), self.dir.clone());
         while let Some((base, segment)) = self.segments.pop_last() {
             let removed = segment.remove(&files, &dir);

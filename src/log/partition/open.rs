@@ -15,6 +15,7 @@ use super::super::scan::{Found, Scan, Scanner};
 use super::super::segment::{self, LOG, SNAPSHOT, Segment};
 use super::super::{Damage, EpochHistory, Files, LogError, TopicPartition};
 use super::compact::{self, Swap};
+use super::plan::Disturbances;
 use super::{Log, LogConfig};
 use crate::disk;
 use crate::types::{Offset, TopicId};
@@ -119,6 +120,7 @@ impl Log {
             damages: Vec::new(),
             cleaned: options.cleaned,
             cuts: 0,
+            disturbances: Disturbances::default(),
             poisoned: None,
         };
         log.load(&names, options.is_synced)?;
@@ -310,7 +312,7 @@ impl Log {
     fn replay_segment(&mut self, base: Offset, from: Offset, now_ms: i64) -> std::io::Result<()> {
         let below = self.upper_bound(base);
         let segment = self.segment_of(base);
-        let (position, _) = segment.floor(&self.files, &self.dir, from)?;
+        let position = segment.floor(&self.files, &self.dir, from)?;
         let file = self.files.disk().open(&self.path(base, LOG))?.into();
         let scan = Scan { from: position, end: segment.bytes, expected: None, below, verify: false };
         let mut scanner = Scanner::new(file, scan);

@@ -17,6 +17,8 @@ pub struct IsrChange {
     pub isr: Vec<(StorageId, NodeEpoch)>,
     /// The leader has recovered from the unclean election that it came from. Where there was none it says nothing.
     pub recovered: bool,
+    /// A new partition epoch is wanted even where the set stays the same: it makes void what was asked for on top of this one.
+    pub settles: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -112,7 +114,7 @@ fn judge(
     }
     let isr = (!held.isr().eq(isr.iter().copied())).then_some(isr);
     let recovering = (is_recovering && change.recovered).then_some(false);
-    if isr.is_none() && recovering.is_none() {
+    if isr.is_none() && recovering.is_none() && !change.settles {
         return Ok((present, None));
     }
     let change = PartitionChange { partition, leader: None, isr, waits_for: None, recovering };
@@ -179,7 +181,15 @@ mod tests {
         let held = world.image().partition(topic_id(0), 0).unwrap();
         let isr = isr.iter().map(|node| (StorageId(*node), world.epoch(*node))).collect();
         let (leader_epoch, partition_epoch) = (held.leader_epoch, held.epoch);
-        IsrChange { topic: topic_id(0), partition: 0, leader_epoch, partition_epoch, isr, recovered: false }
+        IsrChange {
+            topic: topic_id(0),
+            partition: 0,
+            leader_epoch,
+            partition_epoch,
+            isr,
+            recovered: false,
+            settles: false,
+        }
     }
 
     fn outcome(world: &World, sender: u32, change: IsrChange) -> Result<PartitionEpoch, IsrError> {
@@ -206,6 +216,45 @@ mod tests {
         let (records, outcomes) =
             alter_isr(world.image(), StorageId(0), world.epoch(0), &[asks(&world, [1, 0])]).unwrap();
         assert_eq!((records, outcomes), (Vec::new(), vec![Ok(PartitionEpoch(1))]));
+    }
+
+    #[test]
+    fn what_settles_gets_a_new_partition_epoch_for_the_set_that_holds_already_and_voids_what_was_asked_before() {
+        let mut world = world();
+        let asked_before = asks(&world, [0, 1, 2]);
+        let settles = IsrChange { settles: true, ..asks(&world, [1, 0]) };
+        let (records, outcomes) =
+            alter_isr(world.image(), StorageId(0), world.epoch(0), std::slice::from_ref(&settles)).unwrap();
+        assert_eq!(outcomes, [Ok(PartitionEpoch(2))]);
+        world.commit(records);
+        assert_eq!((world.standing(0), world.leader_epoch(0)), ((Some(0), vec![0, 1]), 0));
+        let (topic, partition, present, got) = (topic_id(0), 0, PartitionEpoch(2), PartitionEpoch(1));
+        let stale = Err(IsrError::StalePartitionEpoch { topic, partition, present, got });
+        assert_eq!(outcome(&world, 0, asked_before), stale, "a copy that was still on its way");
+        assert_eq!(outcome(&world, 0, settles), stale, "as is one of its own");
+        assert!(outcome(&world, 0, asks(&world, [0, 1, 2])).is_ok());
+    }
+
+    #[test]
+    fn what_settles_passes_the_same_fences_as_any_change() {
+        let mut world = world();
+        let settles = |world: &World, isr: &[u32]| {
+            let isr = isr.iter().map(|node| (StorageId(*node), world.epoch(*node))).collect();
+            IsrChange { settles: true, isr, ..asks(world, [0]) }
+        };
+        let (topic, partition, node) = (topic_id(0), 0, StorageId(1));
+        let good = settles(&world, &[0, 1]);
+        assert_eq!(outcome(&world, 1, good.clone()), Err(IsrError::NotLeader { topic, partition, node }));
+        let newer = IsrChange { leader_epoch: LeaderEpoch(1), ..good.clone() };
+        assert_eq!(outcome(&world, 0, newer), Err(IsrError::NotController { topic, partition }));
+        let invalid = Err(IsrError::InvalidReplicas { topic, partition });
+        assert_eq!(outcome(&world, 0, settles(&world, &[1])), invalid);
+        let other = IsrChange { isr: vec![(node, NodeEpoch(0)), (StorageId(0), world.epoch(0))], ..good.clone() };
+        assert_eq!(outcome(&world, 0, other), Err(IsrError::IneligibleReplica { topic, partition, node }));
+        let old = world.epoch(0);
+        world.register(0);
+        let refused = alter_isr(world.image(), StorageId(0), old, &[good]).unwrap_err();
+        assert_eq!(refused, IsrError::StaleNodeEpoch { node: StorageId(0), present: world.epoch(0), got: old });
     }
 
     #[test]

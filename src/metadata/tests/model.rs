@@ -139,6 +139,7 @@ fn ask_isr(image: &Image, topic: usize, partition: usize, members: u32) -> Vec<c
         partition_epoch: held.epoch,
         isr: isr.collect(),
         recovered: members & (1 << 31) != 0,
+        settles: members & (1 << 30) != 0,
     };
     alter_isr(image, leader, image.storage[&leader].epoch, &[change]).unwrap().0
 }

@@ -153,5 +153,6 @@ fn request(wish: &InSyncWish) -> IsrRequest {
         partition_epoch: wish.partition_epoch,
         isr: wish.members.iter().map(member).collect(),
         recovered: wish.recovered,
+        settles: wish.settles,
     }
 }

@@ -119,12 +119,26 @@ impl StorageCore {
     /// Whether the node may serve what it leads: this incarnation is registered and in the metadata as such, works there, and
     /// its lease on the present connection runs.
     pub fn may_lead(&self, now: Monotonic) -> bool {
-        let serves = self.me().is_some_and(|node| {
+        self.serves() && !self.ended && self.session.lease_holds(now)
+    }
+
+    /// Whether the metadata has this incarnation working.
+    fn serves(&self) -> bool {
+        self.me().is_some_and(|node| {
             node.state.serves()
                 && node.incarnation == self.identity.incarnation
                 && Some(node.epoch) == self.registration.node_epoch
-        });
-        serves && !self.ended && self.session.lease_holds(now)
+        })
+    }
+
+    /// Whoever has just become active asks for its lease at once: until then what it leads is led by nobody.
+    pub(super) fn hasten_lease(&mut self, now: Monotonic) {
+        let serves = self.serves();
+        let news = serves && !self.session.served && self.is_saved();
+        self.session.served = serves && (self.session.served || news);
+        if news && !self.session.lease_holds(now) {
+            self.session.hasten(now);
+        }
     }
 
     /// Until when the node may serve what it leads unless something else is told; None: it may not.

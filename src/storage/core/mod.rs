@@ -141,6 +141,7 @@ impl StorageCore {
         self.announce_assignments(out);
         self.tell_may_lead(now, out);
         self.step_registration(now, out);
+        self.hasten_lease(now);
         self.step_heartbeat(now, out);
         self.step_disk(now, out);
         self.step_fetch(now, out);

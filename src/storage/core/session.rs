@@ -34,6 +34,8 @@ pub(super) struct Session {
     pub(super) due: Option<Monotonic>,
     /// Until when the node may lead.
     lease_until: Option<Monotonic>,
+    /// The metadata on the disk has this incarnation working, and the lease was asked for.
+    pub(super) served: bool,
     heard: Option<Heard>,
     /// Who answered last.
     pub(super) active: Option<ControllerId>,
@@ -78,6 +80,13 @@ impl Session {
         #[cfg(test)]
         let now = if crate::simulator::planted(crate::simulator::Bug::EndlessLease) { Monotonic(0) } else { now };
         self.connection.is_some() && self.lease_until.is_some_and(|until| now < until)
+    }
+
+    /// The next heartbeat is due now.
+    pub(super) fn hasten(&mut self, now: Monotonic) {
+        if self.due.is_some() {
+            self.due = Some(now);
+        }
     }
 
     pub(super) fn lease_until(&self) -> Option<Monotonic> {

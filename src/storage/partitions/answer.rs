@@ -25,10 +25,8 @@ impl Reply {
     }
 
     pub(super) fn error(to: Subject, error: &WireError) -> Self {
-        let mut headers = HeaderMap::new();
-        let code = serde_json::to_value(error.code).ok();
-        headers.insert(header::ERROR, code.as_ref().and_then(|code| code.as_str()).unwrap_or("UNKNOWN"));
-        Self { to, headers, payload: error.encode() }
+        let (headers, payload) = error_answer(error);
+        Self { to, headers, payload }
     }
 
     pub(super) fn batches(to: Subject, head: &FetchedHead, batches: Bytes) -> Self {
@@ -37,6 +35,14 @@ impl Reply {
         headers.insert(header::HEAD, admin::encode(head).as_str());
         Self { to, headers, payload: batches }
     }
+}
+
+/// The headers and the body that say an error.
+pub(in crate::storage) fn error_answer(error: &WireError) -> (HeaderMap, Bytes) {
+    let mut headers = HeaderMap::new();
+    let code = serde_json::to_value(error.code).ok();
+    headers.insert(header::ERROR, code.as_ref().and_then(|code| code.as_str()).unwrap_or("UNKNOWN"));
+    (headers, error.encode())
 }
 
 /// The records from `from` on as JSON, as many as fit into `room` bytes. `head.next_offset` is put behind the last of them.
@@ -105,6 +111,8 @@ pub(super) fn log_error(error: &LogError) -> WireError {
             Code::KafkaStorageError
         }
         LogError::Damaged { .. } | LogError::Corrupt { .. } => Code::CorruptMessage,
+        // The log was cut while it was read: by now it stands still again.
+        LogError::Changed { .. } => Code::Busy,
         LogError::OffsetOutOfRange { .. } => Code::OffsetOutOfRange,
         LogError::InvalidBatch { .. } | LogError::NotContiguous { .. } => Code::InvalidRecord,
         LogError::TooLarge { .. } => Code::MessageTooLarge,

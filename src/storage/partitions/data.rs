@@ -9,13 +9,15 @@ use super::answer::{self, Reply};
 use super::fetches::Fetch;
 use super::log::Failure;
 use super::request::{Format, Request};
+use super::serve::Reading;
 use super::worker::Worker;
-use crate::log::TopicPartition;
+use crate::log::{Log, ReadPlan, TopicPartition};
 use crate::storage::core::{Place, Token};
 use crate::storage::replicas::{self, Append, AppendError, Input, Led};
 use crate::types::{LeaderEpoch, Monotonic, Offset, TopicId};
 use crate::wire::data::{
-    Acks, DataFetch, DeleteRecords, FetchedHead, FoundOffset, OffsetsRequest, PartitionOffsets, Produced,
+    Acks, Commit, DataFetch, DeleteRecords, FetchedHead, FoundOffset, OFFSETS_TOPIC, OffsetsRequest, PartitionOffsets,
+    Produced,
 };
 use crate::wire::{Code, WireError};
 
@@ -26,19 +28,28 @@ const TIMEOUT_CHECK: Duration = Duration::from_millis(100);
 
 /// A client that waits for its records to be as safe as it asked for.
 pub(super) struct Pending {
-    place: Place,
-    reply: Option<Subject>,
-    until: Monotonic,
+    pub(super) place: Place,
+    pub(super) reply: Option<Subject>,
+    pub(super) until: Monotonic,
+    pub(super) answer: Answer,
+}
+
+/// What it is told then.
+pub(super) enum Answer {
+    Produced,
+    Committed(Commit),
 }
 
 impl Worker {
     pub(super) async fn request(&mut self, now: Monotonic, place: Place, request: Request, reply: Option<Subject>) {
         let Some(led) = self.led(place) else { return };
         match request {
-            Request::Produce { batch, acks, timeout, topic_id } => match self.check_topic(place, topic_id) {
-                Ok(()) => self.produce(now, place, batch, acks, timeout, reply),
-                Err(error) => self.refuse(reply, &error).await,
-            },
+            Request::Produce { batch, acks, timeout, topic_id } => {
+                match self.check_topic(place, topic_id).and_then(|()| self.check_internal(place)) {
+                    Ok(()) => self.produce(now, place, batch, acks, timeout, reply),
+                    Err(error) => self.refuse(reply, &error).await,
+                }
+            }
             Request::Fetch { fetch, format } => {
                 let Some(reply) = reply else { return };
                 match self.read_fetch(now, place, led, fetch, format, reply.clone()) {
@@ -46,6 +57,8 @@ impl Worker {
                     Err(error) => self.hub.reply(Reply::error(reply, &error)).await,
                 }
             }
+            Request::Commit(commit) => self.commit(now, place, commit, reply).await,
+            Request::Committed(request) => self.tell_committed(place, request, reply).await,
             Request::Offsets(request) => {
                 let Some(reply) = reply else { return };
                 let answer = match self.offsets(place, led, &request) {
@@ -66,7 +79,16 @@ impl Worker {
         }
     }
 
-    async fn refuse(&self, reply: Option<Subject>, error: &WireError) {
+    /// What the coordinator keeps in memory is only what it wrote itself.
+    fn check_internal(&self, place: Place) -> Result<(), WireError> {
+        if self.is_of_offsets(place) {
+            let words = format!("{OFFSETS_TOPIC} is written by commits alone");
+            return Err(WireError::new(Code::InvalidTopicException, words));
+        }
+        Ok(())
+    }
+
+    pub(super) async fn refuse(&self, reply: Option<Subject>, error: &WireError) {
         if let Some(reply) = reply {
             self.hub.reply(Reply::error(reply, error)).await;
         }
@@ -98,34 +120,41 @@ impl Worker {
             Acks::All => Some(replicas::Acks::All),
         };
         if acks.is_some() {
-            self.pending.insert(token, Pending { place, reply, until: now + timeout });
+            self.pending.insert(token, Pending { place, reply, until: now + timeout, answer: Answer::Produced });
         }
         let append = Append { place, batch, acks, token, now: self.clock.wall() };
         self.give(now, Input::Append(append));
     }
 
     pub(super) async fn acknowledge(&mut self, token: Token, result: Result<Offset, AppendError<Failure>>) {
-        let Some(Pending { place, reply, .. }) = self.pending.remove(&token) else { return };
-        let (Some(reply), Some(id)) = (reply, self.ids.get(&place)) else { return };
-        match result {
-            Ok(offset) => {
-                let led = self.led(place);
-                let (Some(led), Some(log)) = (led, self.engine.log(place)) else { return };
-                let answer = Produced {
-                    topic: id.topic.to_string(),
-                    partition: id.partition,
-                    offset,
-                    leader_epoch: led.leader_epoch,
-                    log_start_offset: log.log.start(),
-                };
-                self.hub.reply(Reply::json(reply, &answer)).await;
-            }
-            Err(error) => {
-                if let Some(error) = answer::append_error(&error) {
-                    self.hub.reply(Reply::error(reply, &error)).await;
+        let Some(Pending { place, reply, answer, .. }) = self.pending.remove(&token) else { return };
+        let offset = match (result, answer) {
+            (Ok(offset), Answer::Produced) => offset,
+            (Ok(_), Answer::Committed(commit)) => {
+                let committed = self.committed(place, commit);
+                if let Some(reply) = reply.filter(|_| self.led(place).is_some()) {
+                    self.hub.reply(Reply::json(reply, &committed)).await;
                 }
+                return;
             }
-        }
+            (Err(error), Answer::Produced | Answer::Committed(_)) => {
+                if let Some(error) = answer::append_error(&error) {
+                    self.refuse(reply, &error).await;
+                }
+                return;
+            }
+        };
+        let (Some(reply), Some(id)) = (reply, self.ids.get(&place)) else { return };
+        let led = self.led(place);
+        let (Some(led), Some(log)) = (led, self.engine.log(place)) else { return };
+        let answer = Produced {
+            topic: id.topic.to_string(),
+            partition: id.partition,
+            offset,
+            leader_epoch: led.leader_epoch,
+            log_start_offset: log.log.start(),
+        };
+        self.hub.reply(Reply::json(reply, &answer)).await;
     }
 
     pub(super) fn pending_deadline(&self) -> Option<Monotonic> {
@@ -168,6 +197,7 @@ impl Worker {
         Ok(Fetch {
             place,
             offset: fetch.offset.unwrap_or(start),
+            beyond: fetch.offset.unwrap_or(start),
             max_bytes,
             min_bytes: fetch.min_bytes.map_or(1, |bytes| (bytes as usize).min(max_bytes)),
             until: now + wait,
@@ -186,27 +216,14 @@ impl Worker {
             return;
         };
         let may_wait = now < fetch.until && !self.fetches.is_full();
-        let answer = match read(log, led, &fetch, may_wait) {
-            Ok(None) => {
-                self.fetches.add(fetch);
-                return;
+        match plan(log, led, &fetch, may_wait) {
+            Ok(None) => self.fetches.add(fetch),
+            Ok(Some((plan, head))) => {
+                let limit = log.config().max_decompressed_bytes;
+                self.hub.read(Reading { plan, head, fetch, id: id.clone(), limit });
             }
-            Ok(Some((head, batches))) => match fetch.format {
-                Format::Batch => Ok(Reply::batches(fetch.reply.clone(), &head, batches)),
-                Format::Json => {
-                    let (room, limit) = (self.hub.max_payload(), log.config().max_decompressed_bytes);
-                    let json = answer::records(id, head, &batches, fetch.offset, room, limit);
-                    json.map(|json| Reply {
-                        to: fetch.reply.clone(),
-                        headers: async_nats::HeaderMap::new(),
-                        payload: json.into(),
-                    })
-                }
-            },
-            Err(error) => Err(error),
-        };
-        let answer = answer.unwrap_or_else(|error| Reply::error(fetch.reply, &error));
-        self.hub.reply(answer).await;
+            Err(error) => self.hub.reply(Reply::error(fetch.reply, &error)).await,
+        }
     }
 
     fn offsets(&self, place: Place, led: Led, request: &OffsetsRequest) -> Result<PartitionOffsets, WireError> {
@@ -257,13 +274,8 @@ impl Worker {
     }
 }
 
-/// None: it is to wait.
-fn read(
-    log: &crate::log::Log,
-    led: Led,
-    fetch: &Fetch,
-    may_wait: bool,
-) -> Result<Option<(FetchedHead, Bytes)>, WireError> {
+/// What to read, and what to say beside it. None: the fetch is to wait.
+fn plan(log: &Log, led: Led, fetch: &Fetch, may_wait: bool) -> Result<Option<(ReadPlan, FetchedHead)>, WireError> {
     check_epoch(led.leader_epoch, fetch.leader_epoch)?;
     let visible = match led.visible {
         Some(visible) => visible,
@@ -271,29 +283,21 @@ fn read(
         None => return Err(not_yet(log.id())),
     };
     if fetch.offset > visible || fetch.offset < log.start() {
-        let words = format!(
-            "{}: offset {} is not in the log, which can be read from {} to {visible}",
-            log.id(),
-            fetch.offset,
-            log.start()
-        );
+        let (id, offset, start) = (log.id(), fetch.offset, log.start());
+        let words = format!("{id}: offset {offset} is not in the log, which can be read from {start} to {visible}");
         return Err(WireError::new(Code::OffsetOutOfRange, words));
     }
-    if fetch.offset == visible && may_wait {
+    if visible <= fetch.beyond && may_wait {
         return Ok(None);
     }
-    let fetched = log.read(fetch.offset, fetch.max_bytes, visible).map_err(|error| answer::log_error(&error))?;
-    let is_little = fetched.batches.len() < fetch.min_bytes && fetched.next_offset >= visible;
-    if is_little && may_wait {
-        return Ok(None);
-    }
+    let plan = log.locate(fetch.offset, fetch.max_bytes, visible).map_err(|error| answer::log_error(&error))?;
     let head = FetchedHead {
         high_watermark: visible,
         log_start_offset: log.start(),
-        next_offset: fetched.next_offset,
+        next_offset: fetch.offset,
         leader_epoch: led.leader_epoch,
     };
-    Ok(Some((head, fetched.batches)))
+    Ok(Some((plan, head)))
 }
 
 fn check_epoch(present: LeaderEpoch, known: Option<LeaderEpoch>) -> Result<(), WireError> {
@@ -319,7 +323,7 @@ fn not_yet(id: &TopicPartition) -> WireError {
 fn describe(
     place: Place,
     id: &TopicPartition,
-    log: &crate::log::Log,
+    log: &Log,
     leader_epoch: LeaderEpoch,
     visible: Offset,
     found: Option<FoundOffset>,

@@ -12,12 +12,14 @@ use crate::types::{LeaderEpoch, Monotonic, Offset};
 const MAX_WAITING: usize = 16_384;
 
 #[derive(Clone, Debug)]
-pub(super) struct Fetch {
+pub(in crate::storage) struct Fetch {
     pub(super) place: Place,
     pub(super) offset: Offset,
     pub(super) max_bytes: usize,
     pub(super) min_bytes: usize,
     pub(super) until: Monotonic,
+    /// What is there up to here is less than `min_bytes`.
+    pub(super) beyond: Offset,
     pub(super) format: Format,
     pub(super) leader_epoch: Option<LeaderEpoch>,
     pub(super) reply: Subject,

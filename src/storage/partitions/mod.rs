@@ -5,9 +5,11 @@
 //! waits is bounded in number (the channels) and in bytes (`budget`).
 
 mod answer;
+mod coordinator;
 mod data;
 mod fetches;
 mod flush;
+mod groups;
 mod log;
 mod request;
 mod serve;
@@ -29,7 +31,12 @@ use super::subjects::Subjects;
 use crate::log::{LogConfig, LogDirectoryError, TopicPartition};
 use crate::process::Clock;
 use crate::types::{Monotonic, StorageId};
+pub(super) use answer::error_answer;
+use coordinator::Loaded;
+use fetches::Fetch;
+pub(super) use groups::check_group;
 use request::Request;
+pub(super) use request::header_of;
 
 /// How many commands may wait.
 const COMMANDS: usize = 4096;
@@ -73,6 +80,10 @@ pub(in crate::storage) enum Command {
         reply: Option<Subject>,
         _permit: Option<OwnedSemaphorePermit>,
     },
+    /// A fetch that found too little, or a log that was cut meanwhile: it is looked at again.
+    Fetch(Fetch),
+    /// A piece of the groups' offsets was read.
+    Loaded(Loaded),
     /// The process ends: make everything durable, then say so.
     Stop(oneshot::Sender<()>),
 }

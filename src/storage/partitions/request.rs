@@ -7,7 +7,9 @@ use bytes::Bytes;
 
 use crate::log::batch::{BatchBuilder, Compression, Header};
 use crate::types::{TopicId, WallTime};
-use crate::wire::data::{Acks, DataFetch, DeleteRecords, FORMAT_BATCH, OffsetsRequest, header, op};
+use crate::wire::data::{
+    Acks, Commit, CommittedRequest, DataFetch, DeleteRecords, FORMAT_BATCH, OffsetsRequest, header, op,
+};
 use crate::wire::{Code, WireError, admin};
 
 /// Kafka's `request.timeout.ms`.
@@ -28,6 +30,8 @@ pub(in crate::storage) enum Request {
     Fetch { fetch: DataFetch, format: Format },
     Offsets(OffsetsRequest),
     Delete(DeleteRecords),
+    Commit(Commit),
+    Committed(CommittedRequest),
 }
 
 impl Request {
@@ -41,12 +45,12 @@ impl Request {
                     Format::Batch => message.payload.clone(),
                     Format::Json => bare(message, now)?,
                 };
-                let acks = get(headers, header::ACKS).map_or(Ok(Acks::default()), Acks::parse)?;
-                let timeout = match get(headers, header::TIMEOUT_MS) {
+                let acks = header_of(headers, header::ACKS).map_or(Ok(Acks::default()), Acks::parse)?;
+                let timeout = match header_of(headers, header::TIMEOUT_MS) {
                     None => PRODUCE_TIMEOUT,
                     Some(text) => Duration::from_millis(number(header::TIMEOUT_MS, text)?).min(MAX_WAIT),
                 };
-                let topic_id = match get(headers, header::TOPIC_ID) {
+                let topic_id = match header_of(headers, header::TOPIC_ID) {
                     None => None,
                     Some(text) => Some(text.parse().map_err(|_| invalid(header::TOPIC_ID, "a UUID", text))?),
                 };
@@ -55,15 +59,12 @@ impl Request {
             op::FETCH => Ok(Self::Fetch { fetch: admin::decode(&message.payload)?, format }),
             op::OFFSETS => Ok(Self::Offsets(admin::decode(&message.payload)?)),
             op::DELETE => Ok(Self::Delete(admin::decode(&message.payload)?)),
+            op::COMMIT => Ok(Self::Commit(admin::decode(&message.payload)?)),
+            op::COMMITTED => Ok(Self::Committed(admin::decode(&message.payload)?)),
             other => {
                 let shown: String = other.chars().take(40).collect();
-                let words = format!(
-                    "there is no operation {shown:?} on a partition; there are {}, {}, {} and {}",
-                    op::PRODUCE,
-                    op::FETCH,
-                    op::OFFSETS,
-                    op::DELETE
-                );
+                let all = [op::PRODUCE, op::FETCH, op::OFFSETS, op::DELETE, op::COMMIT, op::COMMITTED].join(", ");
+                let words = format!("there is no operation {shown:?} on a partition; there are {all}");
                 Err(WireError::new(Code::InvalidRequest, words))
             }
         }
@@ -71,7 +72,7 @@ impl Request {
 }
 
 fn format(headers: Option<&HeaderMap>) -> Result<Format, WireError> {
-    match get(headers, header::FORMAT) {
+    match header_of(headers, header::FORMAT) {
         None => Ok(Format::Json),
         Some(FORMAT_BATCH) => Ok(Format::Batch),
         Some(other) => {
@@ -84,7 +85,7 @@ fn format(headers: Option<&HeaderMap>) -> Result<Format, WireError> {
 /// The message's payload as the value of one record.
 fn bare(message: &Message, now: WallTime) -> Result<Bytes, WireError> {
     let headers = message.headers.as_ref();
-    let timestamp = match get(headers, header::TIMESTAMP) {
+    let timestamp = match header_of(headers, header::TIMESTAMP) {
         None => i64::try_from(now.0).unwrap_or(i64::MAX),
         Some(text) => number(header::TIMESTAMP, text)?,
     };
@@ -100,7 +101,7 @@ fn bare(message: &Message, now: WallTime) -> Result<Bytes, WireError> {
     let mut of_record: Vec<Header> = of_record.collect();
     // The crate's map forgets the order in which different names came.
     of_record.sort_by(|a, b| a.key.cmp(&b.key));
-    let key = get(headers, header::KEY).map(str::as_bytes);
+    let key = header_of(headers, header::KEY).map(str::as_bytes);
     let mut builder = BatchBuilder::new(Compression::None);
     builder.push(timestamp, key, Some(&message.payload), &of_record);
     builder.build().map_err(|error| WireError::new(Code::MessageTooLarge, error.to_string()))
@@ -111,7 +112,7 @@ fn is_of_record(name: &str) -> bool {
     !begins("Dmq-") && !begins("Nats-")
 }
 
-pub(super) fn get<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Option<&'a str> {
+pub(in crate::storage) fn header_of<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Option<&'a str> {
     headers?.get(name).map(|value| value.as_str())
 }
 

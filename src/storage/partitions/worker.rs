@@ -1,6 +1,6 @@
 //! The thread: takes commands in batches, gives them to the replicas' engine, and carries out what comes of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use async_nats::Subject;
 use tokio::runtime::Handle;
@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::answer::Reply;
+use super::coordinator::Coordinator;
 use super::data::Pending;
 use super::fetches::Fetches;
 use super::flush::{Flusher, Synced};
@@ -31,6 +32,8 @@ pub(super) struct Worker {
     pub(super) ids: BTreeMap<Place, TopicPartition>,
     flusher: Flusher,
     pub(super) fetches: Fetches,
+    /// Of the partitions of the offsets topic that are led here.
+    pub(super) coordinators: BTreeMap<Place, Coordinator>,
     pub(super) pending: HashMap<Token, Pending>,
     pub(super) timeout_check_at: Monotonic,
     /// Followers that wait for an answer to their poll.
@@ -38,6 +41,8 @@ pub(super) struct Worker {
     tokens: u64,
     /// The tasks that listen to clients, of what is led here.
     listening: BTreeMap<Place, AbortHandle>,
+    /// What is led here since a moment when nothing could be served: until something can, clients are to hear that nobody is there.
+    deaf: BTreeSet<Place>,
     followers: Option<(StorageId, AbortHandle)>,
     pub(super) hub: Hub,
     events: mpsc::Sender<Event>,
@@ -64,13 +69,15 @@ pub(super) fn start(
         ids: BTreeMap::new(),
         flusher,
         fetches: Fetches::default(),
+        coordinators: BTreeMap::new(),
         pending: HashMap::new(),
         timeout_check_at: Monotonic(0),
         polls: HashMap::new(),
         tokens: 0,
         listening: BTreeMap::new(),
+        deaf: BTreeSet::new(),
         followers: None,
-        hub: Hub::new(client, subjects, commands, runtime, clock),
+        hub: Hub::new(client, subjects, commands, runtime, clock, lease.clone()),
         events,
         clock,
         lease,
@@ -144,6 +151,9 @@ impl Worker {
         if may != std::mem::replace(&mut self.may_lead, may) {
             self.give(now, Input::MayLead(may));
         }
+        if may {
+            std::mem::take(&mut self.deaf).into_iter().for_each(|place| self.listen_to_clients(place));
+        }
     }
 
     pub(super) fn give(&mut self, now: Monotonic, input: Input<PartitionLog>) {
@@ -182,6 +192,8 @@ impl Worker {
             }
             Command::PollAnswer { call, result } => self.give(now, Input::PollAnswer { call, result }),
             Command::Data { place, request, reply, .. } => self.request(now, place, request, reply).await,
+            Command::Fetch(fetch) => self.fetch(now, fetch).await,
+            Command::Loaded(loaded) => self.loaded(loaded),
             Command::Stop(_) => {}
         }
     }
@@ -200,9 +212,10 @@ impl Worker {
             Effect::Leads { place, leader_epoch } => {
                 let Some(id) = self.ids.get(&place) else { return };
                 tracing::info!(partition = %id, %leader_epoch, "leads");
-                let listening = self.hub.listen_to_clients(place, id);
-                if let Some(before) = self.listening.insert(place, listening) {
-                    before.abort();
+                if self.may_lead {
+                    self.listen_to_clients(place);
+                } else {
+                    self.deaf.insert(place);
                 }
             }
             Effect::LeadsNoMore(place) => self.silence(place),
@@ -233,7 +246,17 @@ impl Worker {
         self.engine.led(place).filter(|_| self.lease.holds(self.clock))
     }
 
+    fn listen_to_clients(&mut self, place: Place) {
+        let Some(id) = self.ids.get(&place) else { return };
+        let listening = self.hub.listen_to_clients(place, id);
+        if let Some(before) = self.listening.insert(place, listening) {
+            before.abort();
+        }
+    }
+
     fn silence(&mut self, place: Place) {
+        self.coordinators.remove(&place);
+        self.deaf.remove(&place);
         if let Some(listening) = self.listening.remove(&place) {
             listening.abort();
         }

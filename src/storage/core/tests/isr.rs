@@ -143,5 +143,5 @@ fn wishes_name_incarnations_that_the_controller_checks() {
     let mut node = Node::running(&ledger);
     let effects = node.take(Input::InSyncWishes(vec![InSyncWish { settles: true, recovered: true, ..wish(0) }]));
     let [Effect::RequestIsr { request, .. }] = &effects[..] else { panic!("{effects:?}") };
-    assert!(request.partitions[0].recovered);
+    assert!(request.partitions[0].recovered && request.partitions[0].settles);
 }

@@ -2,6 +2,8 @@
 //!
 //! Thin: it decides nothing. Every channel is bounded, and whatever blocks is on another thread.
 
+mod routes;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +33,7 @@ use crate::process::serve::{Fetch, Served};
 use crate::process::{self, Clock, LinkEvent, ProcessError, message_room, recover, with_signals};
 use crate::types::{ControllerId, IncarnationId, StorageId};
 use crate::wire::{CHUNK_HEADER, FetchRequest, Health, PushAck, WireMessage, admin};
+use routes::Routes;
 
 /// Replies that are remembered for messages that were not answered yet.
 const REPLIES: usize = 4096;
@@ -109,6 +112,7 @@ struct Shell {
     pushes: Option<(String, Subscriber)>,
     replies: BTreeMap<Token, Subject>,
     tokens: u64,
+    routes: Routes,
     partitions: mpsc::Sender<Command>,
     lease: Lease,
     sampler: Option<Sampler>,
@@ -186,6 +190,7 @@ impl Shell {
             pushes: None,
             replies: BTreeMap::new(),
             tokens: 0,
+            routes: Routes::default(),
             partitions,
             lease,
             sampler,
@@ -204,9 +209,11 @@ impl Shell {
             tokio::select! {
                 Some(event) = self.incoming.recv() => self.event(event).await,
                 message = next_push(&mut self.pushes) => self.pushed(message).await,
+                Some(message) = self.routes.next() => self.route(message).await,
                 Some(event) = self.links.recv() => self.link_changed(event).await,
                 Ok(()) = self.subjects.changed() => {
                     self.tell_partitions(Command::SubjectsChanged).await;
+                    self.routes.begin_anew(&self.client, &self.subjects);
                     self.feed(Input::ServicesChanged).await;
                 }
                 Some(()) = shutdown.recv() => self.feed(Input::Shutdown).await,
@@ -250,6 +257,7 @@ impl Shell {
             Event::Input(input) => self.feed(input).await,
             Event::Disk { input, wants_compaction } => {
                 self.feed(input).await;
+                self.pass_on_first_commits().await;
                 if wants_compaction {
                     self.compact();
                 }
@@ -263,6 +271,7 @@ impl Shell {
             Event::Subscribed { storage, subject, subscriber } => {
                 tracing::info!(subject, "listening");
                 self.pushes = Some((subject, subscriber));
+                self.routes.begin(&self.client, &self.subjects);
                 self.feed(Input::Subscribed(storage)).await;
             }
             Event::Sampled(sampled) => {
