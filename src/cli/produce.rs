@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
 
-use super::output::Output;
+use super::output::{Output, say};
 use super::terms::key_value;
 use super::{Outcome, global::GlobalArgs, session};
 use crate::client::{Delivery, Producer, ProducerConfig, ProducerRecord};
@@ -118,7 +118,8 @@ pub async fn run(global: &GlobalArgs, args: Args, out: &mut Output) -> anyhow::R
     work.done.seconds = began.elapsed().as_secs_f64();
     let Work { done, producer, .. } = work;
     if let Err(error) = result {
-        return Err(error.context(format!("{} records were stored before", done.records)));
+        say(&format!("{} records were stored", done.records));
+        return Err(error);
     }
     producer.close().await;
     // What was published without an acknowledgement may still be on its way out.

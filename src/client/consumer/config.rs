@@ -91,9 +91,9 @@ pub struct ConsumerRecord {
 /// Why records cannot be read. Except for [`ConsumeError::NoAnswer`], the partition is read no further until somebody seeks.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ConsumeError {
-    /// There is no such topic or partition, or no longer.
-    #[error("{partition}: {error}")]
-    Topic { partition: TopicPartition, error: AdminError },
+    /// The topic could not be looked up, or there is no such topic or partition, or no longer.
+    #[error("{error}")]
+    Topic { topic: TopicName, error: AdminError },
     /// The log holds no such offset, or no longer, and `auto_offset_reset` is [`AutoOffsetReset::Error`].
     #[error("{partition}: offset {offset} is not in the log, which begins at {log_start} and ends at {end}")]
     OutOfRange { partition: TopicPartition, offset: Offset, log_start: Offset, end: Offset },

@@ -326,6 +326,6 @@ impl Fetcher {
             // Nobody to ask: it stays open.
             Err(_) => return Ok(()),
         };
-        self.fail(ConsumeError::Topic { partition: (*self.partition).clone(), error }).await
+        self.fail(ConsumeError::Topic { topic: topic.clone(), error }).await
     }
 }

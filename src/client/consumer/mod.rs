@@ -119,7 +119,7 @@ impl Consumer {
     pub async fn partitions(&self, topic: &TopicName) -> Result<Vec<TopicPartition>, ConsumeError> {
         let of = |partition| TopicPartition { topic: topic.clone(), partition };
         let described = self.shared.admin.describe_topic(topic.as_str()).await;
-        let described = described.map_err(|error| ConsumeError::Topic { partition: of(0), error })?;
+        let described = described.map_err(|error| ConsumeError::Topic { topic: topic.clone(), error })?;
         Ok(described.partitions.iter().map(|partition| of(partition.partition)).collect())
     }
 

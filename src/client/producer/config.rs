@@ -163,7 +163,7 @@ pub enum ProduceError {
     #[error("{0}")]
     Config(String),
     /// Nothing was sent: the topic could not be looked up, or there is none.
-    #[error("topic {topic}: {error}")]
+    #[error("{error}")]
     Topic { topic: TopicName, error: AdminError },
     /// Nothing was sent.
     #[error("topic {topic} has {count} partitions, so there is no partition {partition}")]
