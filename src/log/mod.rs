@@ -26,4 +26,9 @@ pub use partition::{
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod sabotage;
+#[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+use sabotage::{Bug, planted};

@@ -187,7 +187,7 @@ mod tests {
                 topic_id: topic_id(number),
                 name: TopicName::new(name).unwrap(),
                 config: std::collections::BTreeMap::new(),
-                replicas: vec![ids([0, 1, 2]); *partitions],
+                replicas: vec![ids([0, 1, 2]).into(); *partitions],
             }]);
         }
         world.image().clone()

@@ -82,6 +82,9 @@ impl LastOffsets {
     }
 
     fn is_last(&self, key: &[u8], offset: Offset) -> bool {
+        #[cfg(test)]
+        let offset =
+            if crate::log::planted(crate::log::Bug::CompactsTheNewest) { Offset(offset.0 - 1) } else { offset };
         self.by_key.get(&Self::digest(key)).is_none_or(|last| offset >= *last)
     }
 }
@@ -127,6 +130,8 @@ impl Log {
                 && segment.largest.0 > now_ms.saturating_sub(self.config.min_compaction_lag_ms)
         };
         let active = self.active().base;
+        #[cfg(test)]
+        let below = if crate::log::planted(crate::log::Bug::CompactsTheUncommitted) { active } else { below };
         let excluded =
             |segment: &&Segment| segment.base == active || self.upper_bound(segment.base) > below || young(segment);
         self.segments.values().find(excluded).map_or(active, |segment| segment.base)

@@ -65,6 +65,10 @@ impl Log {
             let active = segment.base == self.active().base;
             // Compaction may have emptied a closed segment; the active one is no older for being empty.
             let goes = if segment.bytes == 0 { !active } else { too_old || too_much };
+            #[cfg(test)]
+            let goes = goes || active && crate::log::planted(crate::log::Bug::DeletesTheActive);
+            #[cfg(test)]
+            let below = if crate::log::planted(crate::log::Bug::DeletesTheUncommitted) { end } else { below };
             if end > below || !goes {
                 break;
             }
@@ -126,7 +130,13 @@ impl Log {
         let (position, end, is_hole) = self.place_of(offset).map_err(self.io("read", &path))?;
         // The indexes go first: what they cover is believed when the log is opened. Then the epochs.
         self.active_mut().cut_indexes(&files, &dir, end).map_err(self.io("cut an index in", &dir))?;
+        #[cfg(test)]
+        let held = self.epochs.clone();
         self.epochs.truncate_to(end);
+        #[cfg(test)]
+        if crate::log::planted(crate::log::Bug::EpochsOutliveACut) {
+            self.epochs = held;
+        }
         self.epochs_changed = true;
         self.write_epochs()?;
         let snapshots = self.snapshots_above(end)?;
@@ -146,6 +156,10 @@ impl Log {
         self.damages.retain(|damage| damage.offsets.start < end);
         self.recount(position, end).map_err(self.io("read", &path))?;
         let kept = self.snapshot_offsets()?;
+        #[cfg(test)]
+        if crate::log::planted(crate::log::Bug::ProducersOutliveACut) {
+            return Ok(());
+        }
         self.load_producers(kept, now_ms)?;
         if is_hole && end < offset {
             // Compaction has left a hole before the cut: its offsets stay used.

@@ -66,6 +66,8 @@ pub struct Replicas<L: Log> {
     links: BTreeMap<StorageId, Link>,
     /// Of those who follow this node.
     sessions: BTreeMap<StorageId, Session>,
+    /// How often each replica's log was opened anew in this incarnation: it may have lost what it had said that it has.
+    attempts: BTreeMap<Place, u32>,
     /// Written, and no flush asked for yet.
     unflushed: BTreeSet<Place>,
     /// Led, and to be looked at: somebody may join or leave the in-sync replicas.
@@ -96,6 +98,7 @@ impl<L: Log> Replicas<L> {
             held: BTreeMap::new(),
             links: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            attempts: BTreeMap::new(),
             unflushed: BTreeSet::new(),
             asks: BTreeSet::new(),
             behind: BTreeSet::new(),
@@ -204,6 +207,15 @@ impl<L: Log> Replicas<L> {
                 Role::Waits => {}
             }
         }
+    }
+
+    /// By how many records the follower lags most that lags most, of what is led here.
+    pub fn largest_lag(&self) -> u64 {
+        let lag = |place: &Place| match &self.held.get(place)?.role {
+            Role::Leads(leader) => leader.largest_lag(),
+            Role::Follows(_) | Role::Waits => None,
+        };
+        self.behind.iter().filter_map(lag).max().unwrap_or(0)
     }
 
     /// The log failed: nobody may count on it.
