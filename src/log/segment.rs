@@ -164,6 +164,23 @@ impl Segment {
         self.offsets.last_in_memory(|entry| entry.relative_offset <= relative)
     }
 
+    /// Writes what is held in memory of the time index, and leaves its sync to the caller.
+    pub fn stage_times(&mut self, files: &Files, dir: &Path) -> io::Result<()> {
+        stage_index(files, &path(dir, self.base, TIME_INDEX), &mut self.times)
+    }
+
+    /// The same of the other one, once the time index is synced.
+    pub fn stage_offsets(&mut self, files: &Files, dir: &Path) -> io::Result<()> {
+        stage_index(files, &path(dir, self.base, INDEX), &mut self.offsets)
+    }
+
+    /// What was staged is synced.
+    pub fn mark_written(&mut self) {
+        self.times.mark_written();
+        self.offsets.mark_written();
+        self.bytes_since_spill = 0;
+    }
+
     /// Where the batch is to begin a search for `offset` at.
     pub fn floor(&self, files: &Files, dir: &Path, offset: Offset) -> io::Result<u64> {
         let relative = relative(offset, self.base);
@@ -265,6 +282,19 @@ fn append_index<E: IndexEntry>(files: &Files, path: &Path, index: &mut Index<E>)
         file.append(&index.pending())?;
         file.sync()?;
         index.mark_written();
+    }
+    Ok(())
+}
+
+fn stage_index<E: IndexEntry>(files: &Files, path: &Path, index: &mut Index<E>) -> io::Result<()> {
+    if !index.on_disk {
+        return append_index(files, path, index);
+    }
+    if index.tail_len() > 0 {
+        let mut file = files.disk().append(path)?;
+        // A failed write may have left a part of an entry.
+        file.truncate(index.written_bytes())?;
+        file.append(&index.pending())?;
     }
     Ok(())
 }

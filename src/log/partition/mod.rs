@@ -21,6 +21,7 @@ pub use open::OpenOptions;
 pub use plan::ReadPlan;
 pub(super) use plan::relative;
 pub use read::{Fetched, TimestampOffset};
+pub(super) use sync::StagedCheckpoint;
 pub use sync::SyncTicket;
 
 use plan::Disturbances;
