@@ -100,9 +100,9 @@ impl LogDirectory {
         }
         for with_names in [true, false] {
             sync_step(&**all, logs, &staged, &mut answers);
-            for ((log, staged), answer) in logs.iter_mut().zip(&staged).zip(&mut answers) {
+            for ((log, staged), answer) in logs.iter().zip(&staged).zip(&mut answers) {
                 let Some(staged) = staged else { continue };
-                step(answer, || if with_names { log.name_checkpoint(staged) } else { log.index_checkpoint() });
+                step(answer, || if with_names { log.name_checkpoint(staged) } else { log.index_checkpoint(staged) });
             }
         }
         sync_step(&**all, logs, &staged, &mut answers);

@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 
 use super::super::checkpoint::{self, LEADER_EPOCHS};
 use super::super::files::Writer;
-use super::super::segment::{LOG, SNAPSHOT};
+use super::super::segment::{Aside, LOG, SNAPSHOT};
 use super::super::{LogError, segment};
 use super::Log;
 use crate::disk;
@@ -19,6 +19,7 @@ const SPILL_BYTES: u64 = 16 << 20;
 pub(in super::super) struct StagedCheckpoint {
     /// The names that files which stand aside are to get.
     renames: Vec<PathBuf>,
+    aside: Aside,
     /// The offset of the producers' snapshot that is among them, or that was there already.
     snapshot: Offset,
 }
@@ -106,11 +107,12 @@ impl Log {
 
     /// The first step of a checkpoint of many logs: writes all that stands aside or before the index of offsets. Each step's
     /// files are to be synced before the next one is taken. Only what is synced may be in them; none where nothing is to do.
-    pub(in super::super) fn stage_checkpoint(&mut self) -> Result<Option<StagedCheckpoint>, LogError> {
+    pub(in super::super) fn stage_checkpoint(&self) -> Result<Option<StagedCheckpoint>, LogError> {
         self.check_usable()?;
         let active = self.active();
         let snapshot = self.snapshot != Some(self.end) && self.end != Offset::ZERO;
-        let indexes = active.offsets.tail_len() > 0 || active.times.tail_len() > 0;
+        let indexes = [active.offsets.tail_len(), active.times.tail_len()] != [0, 0]
+            || !(active.offsets.on_disk && active.times.on_disk);
         if self.is_dirty() || !(snapshot || indexes || self.epochs_changed) {
             return Ok(None);
         }
@@ -123,10 +125,9 @@ impl Log {
             let path = segment::path(&self.dir, self.end, SNAPSHOT);
             renames.push(self.write_aside(path, &self.producers.encode())?);
         }
-        let (files, dir) = (self.files.clone(), self.dir.clone());
-        let staged = self.active_mut().stage_times(&files, &dir);
-        staged.map_err(self.io("write an index in", &dir))?;
-        Ok(Some(StagedCheckpoint { renames, snapshot: self.end }))
+        let aside = self.active().stage_times(&self.files, &self.dir);
+        let aside = aside.map_err(self.io("write an index in", &self.dir))?;
+        Ok(Some(StagedCheckpoint { renames, aside, snapshot: self.end }))
     }
 
     /// The second step: gives the files that stand aside their names.
@@ -134,14 +135,15 @@ impl Log {
         staged.renames.iter().try_for_each(|path| {
             let renamed = self.files.disk().rename(&disk::temporary_name(path), path);
             renamed.map_err(self.io("write", path))
-        })
+        })?;
+        let named = self.active().name_times(&self.files, &self.dir, staged.aside);
+        named.map_err(self.io("write an index in", &self.dir))
     }
 
     /// The third step: the index of offsets, which says that all the rest is there.
-    pub(in super::super) fn index_checkpoint(&mut self) -> Result<(), LogError> {
-        let (files, dir) = (self.files.clone(), self.dir.clone());
-        let staged = self.active_mut().stage_offsets(&files, &dir);
-        staged.map_err(self.io("write an index in", &dir))
+    pub(in super::super) fn index_checkpoint(&self, staged: &StagedCheckpoint) -> Result<(), LogError> {
+        let written = self.active().stage_offsets(&self.files, &self.dir, staged.aside);
+        written.map_err(self.io("write an index in", &self.dir))
     }
 
     /// All three are durable.
