@@ -20,7 +20,8 @@ pub use directory::{LogDirectory, LogDirectoryError, PartitionDirectory, WantedL
 pub use error::{Damage, LogError, TopicPartition};
 pub use files::{DEFAULT_OPEN_FILES, Files};
 pub use partition::{
-    AppendInfo, Compacted, Fetched, Log, LogConfig, OpenOptions, ReadPlan, SyncTicket, TimestampOffset,
+    AppendInfo, Compacted, Fetched, Log, LogConfig, Maintained, MaintenanceLimits, OpenOptions, ReadPlan, SyncTicket,
+    TimestampOffset,
 };
 
 #[cfg(test)]

@@ -120,6 +120,7 @@ impl Log {
             damages: Vec::new(),
             cleaned: options.cleaned,
             cuts: 0,
+            compaction: None,
             disturbances: Disturbances::default(),
             poisoned: None,
         };
