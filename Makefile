@@ -9,7 +9,7 @@ DMQ := target/debug/dmq
 CONTROLLERS ?= 3
 STORAGE ?= 3
 DATA ?= .dev
-BENCH ?= metadata failover heartbeats scale idle
+BENCH ?= metadata failover heartbeats scale idle produce replicate consume
 
 .PHONY: help
 help: ## Say what there is
