@@ -141,8 +141,11 @@ impl Log {
         let under_way = self.compaction.take().filter(|compaction| compaction.cuts == cuts && self.config.compact);
         let Some(mut compaction) = under_way else {
             let (first, until) = (self.first_dirty(), self.first_uncleanable(now_ms, below));
-            let dirty = self.dirty_ratio() * 100.0 >= f64::from(limits.dirty_percent);
-            if !self.config.compact || first >= until || !dirty {
+            if !self.config.compact || first >= until {
+                return Ok(None);
+            }
+            let dirty = self.dirty_ratio() * 100.0 >= f64::from(self.config.min_cleanable_dirty_percent);
+            if !(dirty || self.is_overdue(first, now_ms)) {
                 return Ok(None);
             }
             let mut last = LastOffsets::new(limits.keys);
@@ -170,6 +173,12 @@ impl Log {
             dirty += if segment.base >= self.first_dirty() { segment.bytes } else { 0 };
         }
         if all == 0 { 0.0 } else { dirty as f64 / all as f64 }
+    }
+
+    /// Whether the oldest record that compaction has not looked at is older than `max.compaction.lag.ms`.
+    fn is_overdue(&self, first: Offset, now_ms: i64) -> bool {
+        let oldest = self.segment_of(first).first_timestamp;
+        oldest.is_some_and(|oldest| now_ms.saturating_sub(oldest) > self.config.max_compaction_lag_ms)
     }
 
     fn first_uncleanable(&self, now_ms: i64, below: Offset) -> Offset {

@@ -13,13 +13,11 @@ pub struct MaintenanceLimits {
     pub keys: usize,
     /// The keys of so many bytes are read, and of one segment at least.
     pub bytes: u64,
-    /// Compaction begins once so much of the closed segments is dirty (Kafka's `min.cleanable.dirty.ratio`, in percent).
-    pub dirty_percent: u8,
 }
 
 impl Default for MaintenanceLimits {
     fn default() -> Self {
-        Self { segments: 16, keys: 500_000, bytes: 1 << 30, dirty_percent: 50 }
+        Self { segments: 16, keys: 500_000, bytes: 1 << 30 }
     }
 }
 
