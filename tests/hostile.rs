@@ -315,7 +315,12 @@ fn what_a_stranger_writes_into_the_history_is_void() {
     // The very entry that stands there, once more, and one on top of what is no more.
     head = write(serde_json::to_vec(&real).unwrap());
     let forked = json!({ "version": head["version"], "digest": "00".repeat(16) });
-    write(with(&real, json!({ "previous": forked, "records": delete })));
+    head = write(with(&real, json!({ "previous": forked, "records": delete })));
+    // On top of exactly what precedes it, in the epoch that an election in this place would have, and no election.
+    let own = head["version"].as_u64().unwrap() + 1;
+    head = write(with(&real, json!({ "previous": head, "controllerEpoch": own, "records": delete })));
+    let own = head["version"].as_u64().unwrap() + 1;
+    head = write(with(&real, json!({ "previous": head, "controllerEpoch": own, "records": [{ "type": "moved" }] })));
     write(with(&real, json!({ "previous": head, "type": "dmq.entry.v9", "records": 7, "controllerEpoch": 0 })));
     write(b"[".repeat(500_000));
 

@@ -16,7 +16,7 @@ mod scan;
 mod segment;
 
 pub use crate::replication::{EpochEnd, EpochHistory};
-pub use directory::{LogDirectory, LogDirectoryError, PartitionDirectory, WantedLog};
+pub use directory::{Committer, LogDirectory, LogDirectoryError, PartitionDirectory, WantedLog};
 pub use error::{Damage, LogError, TopicPartition};
 pub use files::{DEFAULT_OPEN_FILES, Files};
 pub use partition::{

@@ -54,6 +54,8 @@ pub enum VoidReason {
     OffChain(Position),
     #[error("it is of controller epoch {0}, which is not the present one")]
     OtherEpoch(ControllerEpoch),
+    #[error("it has its own version as controller epoch, as an election has, and is none")]
+    NoElection,
     #[error("it is a part of a change whose other parts are not before it")]
     StrayPart,
 }
@@ -207,6 +209,9 @@ impl History {
         if !elects && (entry.controller_epoch != current || self.image.is_none()) {
             return Err(VoidReason::OtherEpoch(entry.controller_epoch));
         }
+        if elects && !entry.elects(self.image.is_some()) {
+            return Err(VoidReason::NoElection);
+        }
         Ok(entry)
     }
 
@@ -227,7 +232,7 @@ impl History {
         let elects = entry.controller_epoch.0 == first.0;
         let elected = pending.records.iter().any(|record| matches!(record, Record::ControllerElected { .. }));
         if elects != elected {
-            let words = "an election, and nothing else, has its own version as controller epoch".to_string();
+            let words = "an election has its own version as controller epoch".to_string();
             return Err(inapplicable(InapplicableRecord(words)));
         }
         records.try_for_each(|record| image.apply(version, record)).map_err(inapplicable)?;

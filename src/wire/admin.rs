@@ -217,6 +217,10 @@ pub struct IsrRequest {
     /// The leader came from an unclean election and has recovered: others may join it from now on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub recovered: bool,
+    /// The leader wants a new partition epoch even where the set stays the same: it makes void whatever it asked for before on
+    /// top of this one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub settles: bool,
 }
 
 /// A member with the incarnation that the leader heard from.

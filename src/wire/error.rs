@@ -70,6 +70,8 @@ pub enum Code {
     InvalidProducerEpoch,
     /// The disk of the partition's leader failed, or is full.
     KafkaStorageError,
+    /// The groups' offsets are being read: ask again.
+    CoordinatorLoadInProgress,
     /// A group's name that cannot be one.
     InvalidGroupId,
     /// More than 4,096 bytes of metadata with a committed offset.
@@ -133,6 +135,7 @@ impl Code {
             | Self::OutOfOrderSequenceNumber
             | Self::InvalidProducerEpoch
             | Self::KafkaStorageError
+            | Self::CoordinatorLoadInProgress
             | Self::InvalidGroupId
             | Self::OffsetMetadataTooLarge
             | Self::InvalidState => NodeRefusal::Retry,

@@ -72,6 +72,10 @@ impl Judge {
         if !elects && entry.controller_epoch != present {
             return Err(format!("it is of controller epoch {}, which is not the present one", entry.controller_epoch));
         }
+        // What begins a purged stream tells nothing of whether there was a cluster before it.
+        if elects && !entry.elects(true) {
+            return Err("it has its own version as controller epoch, as an election has, and is none".into());
+        }
         known.position = base;
         let mut pending = known.pending.take().filter(|_| number > 0).unwrap_or(Pending {
             epoch: entry.controller_epoch,
@@ -123,7 +127,7 @@ mod tests {
     }
 
     fn writer() -> Writer {
-        Writer { position: Position { version: Version(40), digest: Digest([1; 16]) }, epoch: ControllerEpoch(41) }
+        Writer { position: Position { version: Version(40), digest: Digest([1; 16]) }, epoch: ControllerEpoch(7) }
     }
 
     fn verdicts(messages: &[(Version, Bytes)]) -> Vec<Result<(), String>> {

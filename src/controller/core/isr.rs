@@ -67,6 +67,7 @@ fn decide(image: &Image, request: &PartitionAlter) -> Result<(Vec<Record>, Vec<I
             leader_epoch: asked.leader_epoch,
             partition_epoch: asked.partition_epoch,
             recovered: asked.recovered,
+            settles: asked.settles,
             isr: asked.isr.iter().map(|member| (member.storage, member.node_epoch)).collect(),
         })
         .collect();

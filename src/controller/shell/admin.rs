@@ -158,6 +158,7 @@ fn status(code: Code) -> u16 {
         Code::NotController
         | Code::HistoryLost
         | Code::Busy
+        | Code::CoordinatorLoadInProgress
         | Code::NotEnoughReplicas
         | Code::NotEnoughReplicasAfterAppend
         | Code::KafkaStorageError => 503,

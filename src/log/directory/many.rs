@@ -11,7 +11,7 @@ use super::super::segment::Segment;
 use super::super::{Log, LogConfig, LogError, TopicPartition};
 use super::LogDirectory;
 use crate::disk::FileSystem;
-use crate::types::{Offset, TopicId};
+use crate::types::TopicId;
 
 /// Opening waits for the disk, mostly.
 const THREADS: usize = 16;
@@ -52,7 +52,7 @@ impl LogDirectory {
     /// made, and has no records, goes on with it. Which could not be made.
     fn make_missing(&self, wanted: &[WantedLog]) -> BTreeMap<usize, LogError> {
         // Without it each is made by itself.
-        let Some(all) = &self.file_system else { return BTreeMap::new() };
+        let Some(all) = &self.committer.file_system else { return BTreeMap::new() };
         let Ok(names) = self.files.disk().list(&self.dir) else { return BTreeMap::new() };
         let names: BTreeSet<String> = names.into_iter().collect();
         let missing: Vec<usize> =
@@ -87,7 +87,7 @@ impl LogDirectory {
     /// What [`Log::checkpoint`] does, for many logs by four syncs of their file system. One answer for each, in their order. To
     /// be called before the process ends, and now and then for those that have changed.
     pub fn checkpoint_all(&self, logs: &mut [&mut Log]) -> Vec<Result<(), LogError>> {
-        let Some(all) = &self.file_system else {
+        let Some(all) = &self.committer.file_system else {
             return logs.iter_mut().map(|log| log.checkpoint()).collect();
         };
         let mut answers = self.commit(logs);

@@ -25,7 +25,7 @@ const SYNCED_SINGLY: usize = 4;
 pub struct LogDirectory {
     dir: PathBuf,
     files: Arc<Files>,
-    file_system: Option<Box<dyn FileSystem>>,
+    committer: Committer,
     starts: Offsets,
     cleaned: Offsets,
     /// What was opened before: what it was given since is not durable for having been synced at the start.
@@ -55,13 +55,14 @@ impl LogDirectory {
     /// the process may not have so many, half of which are left for other things.
     pub fn open(dir: PathBuf, disk: Arc<dyn Disk>, open_files: usize) -> Result<Self, LogDirectoryError> {
         disk.create_dir(&dir).map_err(io_error("create", &dir))?;
-        let file_system = disk.file_system(&dir).map_err(io_error("open", &dir))?;
+        let file_system: Option<Arc<dyn FileSystem>> =
+            disk.file_system(&dir).map_err(io_error("open", &dir))?.map(Arc::from);
         if let Some(all) = &file_system {
             all.sync().map_err(io_error("sync the file system of", &dir))?;
         }
         let files = Files::new(disk.clone(), open_files.min(disk.open_files_limit() / 4));
         let (starts, cleaned) = (read_offsets(&*disk, &dir, LOG_STARTS)?, read_offsets(&*disk, &dir, CLEANED)?);
-        Ok(Self { dir, files, file_system, starts, cleaned, opened: Mutex::default() })
+        Ok(Self { dir, files, committer: Committer { file_system }, starts, cleaned, opened: Mutex::default() })
     }
 
     pub fn files(&self) -> &Arc<Files> {
@@ -102,7 +103,7 @@ impl LogDirectory {
             topic,
             log_start: known(&self.starts),
             cleaned: known(&self.cleaned),
-            is_synced: is_first && self.file_system.is_some(),
+            is_synced: is_first && self.committer.file_system.is_some(),
         };
         Log::open(id.clone(), self.dir.join(id.to_string()), config, self.files.clone(), options, now_ms)
     }
@@ -146,34 +147,17 @@ impl LogDirectory {
                 Err(error) => Err(error),
             });
         }
-        let results = self.sync(&tickets);
+        let running: Vec<_> = tickets.iter().map(|(_, ticket)| ticket).collect();
+        let results = self.committer.commit(&running);
         for ((number, ticket), result) in tickets.into_iter().zip(results) {
             answers[number] = logs[number].finish_sync(ticket, result);
         }
         answers
     }
 
-    fn sync(&self, tickets: &[(usize, SyncTicket)]) -> Vec<io::Result<()>> {
-        match (&self.file_system, tickets) {
-            (_, []) => Vec::new(),
-            (_, [(_, ticket)]) => vec![ticket.run()],
-            (Some(all), many) if many.len() > SYNCED_SINGLY => {
-                let result = all.sync();
-                // Whose page was lost is not said, so it is everybody's loss.
-                let again = |error: &io::Error| io::Error::new(error.kind(), error.to_string());
-                many.iter()
-                    .map(|_| match &result {
-                        Ok(()) => Ok(()),
-                        Err(error) => Err(again(error)),
-                    })
-                    .collect()
-            }
-            (_, several) => std::thread::scope(|scope| {
-                let threads: Vec<_> = several.iter().map(|(_, ticket)| scope.spawn(|| ticket.run())).collect();
-                let ended = threads.into_iter().map(|thread| thread.join());
-                ended.map(|result| result.unwrap_or_else(|_| Err(io::Error::other("the sync panicked")))).collect()
-            }),
-        }
+    /// What commits without the directory at hand, on another thread.
+    pub fn committer(&self) -> Committer {
+        self.committer.clone()
     }
 
     /// Remembers where the logs start and how far they are compacted. `logs` are all that are open; what is known of others
@@ -199,6 +183,38 @@ impl LogDirectory {
     /// The offset that a log is known to start at, whether or not it is open.
     pub fn known_start(&self, id: &TopicPartition) -> Option<Offset> {
         self.starts.get(&(id.topic.to_string(), id.partition)).copied()
+    }
+}
+
+/// Makes logs durable together: few each by itself, many by one sync of their file system.
+#[derive(Clone)]
+pub struct Committer {
+    file_system: Option<Arc<dyn FileSystem>>,
+}
+
+impl Committer {
+    /// Runs the tickets of different logs, each as [`SyncTicket::run`] would: one answer for each, in their order.
+    pub fn commit(&self, tickets: &[&SyncTicket]) -> Vec<io::Result<()>> {
+        match (&self.file_system, tickets) {
+            (_, []) => Vec::new(),
+            (_, [ticket]) => vec![ticket.run()],
+            (Some(all), many) if many.len() > SYNCED_SINGLY => {
+                let result = all.sync();
+                // Whose page was lost is not said, so it is everybody's loss.
+                let again = |error: &io::Error| io::Error::new(error.kind(), error.to_string());
+                many.iter()
+                    .map(|_| match &result {
+                        Ok(()) => Ok(()),
+                        Err(error) => Err(again(error)),
+                    })
+                    .collect()
+            }
+            (_, several) => std::thread::scope(|scope| {
+                let threads: Vec<_> = several.iter().map(|ticket| scope.spawn(|| ticket.run())).collect();
+                let ended = threads.into_iter().map(|thread| thread.join());
+                ended.map(|result| result.unwrap_or_else(|_| Err(io::Error::other("the sync panicked")))).collect()
+            }),
+        }
     }
 }
 

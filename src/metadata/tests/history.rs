@@ -58,6 +58,49 @@ fn what_is_not_of_this_history_takes_a_version_and_changes_nothing() {
 }
 
 #[test]
+fn what_has_its_own_version_as_epoch_and_holds_no_election_is_void_whatever_else_it_holds() {
+    let mut world = World::with_nodes(1);
+    world.limit = 600;
+    let own = |world: &World, records| {
+        let controller_epoch = ControllerEpoch(world.history.seen().next().0);
+        Entry { controller_epoch, ..world.entry(records) }
+    };
+    for records in [vec![Record::NoOp {}], vec![], vec![Record::ClusterFounded { cluster: cluster() }]] {
+        let payload = message(&own(&world, records));
+        is_void(&mut world, payload, VoidReason::NoElection);
+    }
+    for unreadable in ["7", r#"[{"type":"noOp"},7]"#, r#"[{"type":"partitionMoved"}]"#] {
+        let text = String::from_utf8(message(&own(&world, vec![Record::NoOp {}])).to_vec()).unwrap();
+        let payload = text.replace(r#"[{"type":"noOp"}]"#, unreadable).into();
+        is_void(&mut world, payload, VoidReason::NoElection);
+    }
+    // In several messages, it is void from the first on, be there an election in a later one.
+    let late = (0..40).map(|_| Record::NoOp {}).chain([elected(1)]).collect();
+    let messages = encode_change(&own(&world, late), 600).unwrap();
+    assert!(messages.len() >= 2);
+    assert!(matches!(world.publish(messages[0].clone()), Offered::Void(VoidReason::NoElection)));
+    is_void(&mut world, messages[1].clone(), VoidReason::StrayPart);
+    world.elect(vec![elected(1)]);
+    world.commit(vec![Record::NoOp {}]);
+}
+
+#[test]
+fn before_a_cluster_is_founded_an_election_alone_is_void() {
+    let founding = World::founded().stream[0].clone();
+    let mut history = History::new();
+    let text = String::from_utf8(founding.to_vec()).unwrap();
+    let founds = format!(r#"{{"type":"clusterFounded","cluster":"{}"}},"#, cluster());
+    let other = founds.replace(&cluster().to_string(), &uuid::Uuid::from_u128(9).to_string());
+    for instead in ["", other.as_str(), r#"{"type":"noOp"},"#] {
+        assert!(text.contains(&founds), "{text}");
+        let forged = Bytes::from(text.replace(&founds, instead));
+        let offered = history.clone().offer(Version(1), &forged);
+        assert!(matches!(offered, Ok(Offered::Void(VoidReason::NoElection))), "{instead}: {offered:?}");
+    }
+    assert!(matches!(history.offer(Version(1), &founding), Ok(Offered::Change(_))));
+}
+
+#[test]
 fn a_deposed_controller_changes_nothing_after_its_successors_election() {
     let mut world = World::with_nodes(1);
     let old = world.history.controller_epoch();

@@ -101,6 +101,9 @@ fn continues(before: &mut Before, founded: bool, cluster: ClusterId, entry: &Pus
     if parsed.controller_epoch.0 != epoch || !(elects || (known && epoch == before.epoch)) {
         return Err(flaw("it is of another controller epoch"));
     }
+    if number == 0 && elects && !parsed.elects(known) {
+        return Err(flaw("it has its own version as controller epoch, as an election has, and is none"));
+    }
     if parsed.part.is_some() {
         // A change of several messages must be found out before its first one is taken.
         parsed.records().map_err(|error| Flaw::Unknown { version, detail: error.to_string() })?;
@@ -110,7 +113,7 @@ fn continues(before: &mut Before, founded: bool, cluster: ClusterId, entry: &Pus
     before.open = match parsed.part {
         Some(part) if !part.last => Some((base, first, epoch, parts + 1)),
         Some(_) | None => {
-            before.epoch = if elects { version.0 } else { epoch };
+            before.epoch = epoch;
             None
         }
     };
