@@ -9,7 +9,7 @@ DMQ := target/debug/dmq
 CONTROLLERS ?= 3
 STORAGE ?= 3
 DATA ?= .dev
-BENCH ?= metadata failover heartbeats scale idle
+BENCH ?= metadata failover heartbeats scale idle produce replicate consume
 
 .PHONY: help
 help: ## Say what there is
@@ -38,6 +38,10 @@ bench: build ## Measure all figures of docs/benchmarks.md, one after the other (
 	@server=$$(python3 tools/nats-server.py) && for bench in $(BENCH); do \
 		(set -x; target/release/dmq bench $$bench --nats-server "$$server" $(ARGS)) || missed="$$missed $$bench"; \
 	done; [ -z "$$missed" ] || { echo "a target was missed, or the run failed, in:$$missed"; exit 1; }
+
+.PHONY: compare
+compare: ## Run dmq, JetStream and (with java and mvn) Apache Kafka one after another, and print the table of docs/benchmarks.md
+	python3 tools/compare.py $(ARGS)
 
 .PHONY: verify
 verify: ## Check formatting, lints and documentation; write nothing
