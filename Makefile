@@ -49,11 +49,11 @@ verify: ## Check formatting, lints and documentation; write nothing
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
 
-FUZZ := batch_header records index checkpoints producer_snapshot
+FUZZ := batch_header records index checkpoints producer_snapshot open_log append messages metadata metadata_store
 SECONDS_EACH ?= 60
 
 .PHONY: fuzz
-fuzz: ## Feed every decoder of a log's files at random (SECONDS_EACH=60); needs a C++ compiler
+fuzz: ## Feed everything that reads files or messages from outside at random (SECONDS_EACH=60); needs a C++ compiler
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 	for target in $(FUZZ); do cargo fuzz run --sanitizer none $$target -- -max_total_time=$(SECONDS_EACH) || exit 1; done
 

@@ -244,7 +244,7 @@ struct Run {
 impl Run {
     fn new(seed: u64, compacts: bool) -> Self {
         // By size in some runs, by age in others.
-        let by_age = seed % 3 == 0;
+        let by_age = seed.is_multiple_of(3);
         let config = LogConfig {
             segment_bytes: 1_500,
             segment_ms: 100,
