@@ -379,12 +379,9 @@ impl Run {
                 let (below, now) = (model.commit(*committed), NOW + model.clock);
                 let (low, size) = (model.start, log.size_bytes());
                 model.start = low.max(below.0);
-                let limits = MaintenanceLimits {
-                    segments: 2,
-                    keys: usize::from(*keys / 16),
-                    bytes: u64::from(*keys) * 20,
-                    dirty_percent: *keys / 4,
-                };
+                let limits =
+                    MaintenanceLimits { segments: 2, keys: usize::from(*keys / 16), bytes: u64::from(*keys) * 20 };
+                log.set_config(LogConfig { min_cleanable_dirty_percent: *keys / 4, ..log.config().clone() });
                 let done = log.maintain(now, below, &limits)?;
                 assert!(done.deleted <= 2 && (done.more || done == Maintained::default()), "{done:?}");
                 model.start = low;

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const LIMITS: MaintenanceLimits = MaintenanceLimits { segments: 2, keys: 1_000, bytes: 1, dirty_percent: 50 };
+const LIMITS: MaintenanceLimits = MaintenanceLimits { segments: 2, keys: 1_000, bytes: 1 };
 
 /// Calls until nothing is left to do, and what each did.
 fn maintain(log: &mut Log, now_ms: i64, high_watermark: Offset) -> Vec<Maintained> {
@@ -63,7 +63,9 @@ fn compaction_in_steps_comes_to_what_it_comes_to_at_once() {
         }
     }
     assert!(steps > 10, "{steps}");
-    let limits = MaintenanceLimits { dirty_percent: 0, bytes: u64::MAX, ..LIMITS };
+    let config = LogConfig { min_cleanable_dirty_percent: 0, ..logs[1].config().clone() };
+    logs[1].set_config(config);
+    let limits = MaintenanceLimits { bytes: u64::MAX, ..LIMITS };
     while logs[1].maintain(NOW, ALL, &limits).unwrap().more {}
     assert_eq!(records_from(&logs[1], Offset::ZERO), records_from(&logs[0], Offset::ZERO));
 }
@@ -126,4 +128,27 @@ fn a_replica_cuts_at_its_first_damage_and_copies_on() {
         assert_eq!(open(&disk, config()).end(), leader.end());
     }
     assert!(met > 10, "{met}");
+}
+
+#[test]
+fn what_is_overdue_is_compacted_however_little_is_dirty() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = LogConfig { compact: true, min_cleanable_dirty_percent: 100, ..LogConfig::default() };
+    let directory = LogDirectory::open(folder.path().into(), std::sync::Arc::new(crate::disk::RealDisk), 16).unwrap();
+    let id = TopicPartition::new(crate::types::TopicName::new("t").unwrap(), 0);
+    let topic = crate::types::TopicId(uuid::Uuid::from_u128(1));
+    let mut log = directory.open_log(id, topic, config, NOW).unwrap();
+    for value in ["a", "b"] {
+        log.append(&keyed(&[("k", Some(value))]), EPOCH, NOW).unwrap();
+        log.roll().unwrap();
+    }
+    while log.maintain(NOW, ALL, &LIMITS).unwrap().more {}
+    log.append(&keyed(&[("k", Some("c"))]), EPOCH, NOW).unwrap();
+    log.roll().unwrap();
+    let compacted = |log: &mut Log| {
+        std::iter::from_fn(|| Some(log.maintain(NOW + 1_000, ALL, &LIMITS).unwrap()).filter(|done| done.more)).count()
+    };
+    assert_eq!(compacted(&mut log), 0, "only a third is dirty");
+    log.set_config(LogConfig { max_compaction_lag_ms: 500, ..log.config().clone() });
+    assert!(compacted(&mut log) > 0);
 }
