@@ -18,6 +18,7 @@ mod lead;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 pub use api::{Acks, Append, AppendError, Effect, Input, Log, LogEnd, Settings};
 
@@ -165,6 +166,23 @@ impl<L: Log> Replicas<L> {
     /// A replica's log, for what leaves its end and its epochs alone: its configuration, flushing, deleting old records.
     pub fn log_mut(&mut self, place: Place) -> Option<&mut L> {
         Some(&mut self.held.get_mut(&place)?.log)
+    }
+
+    /// All of them, as [`Self::log_mut`] gives one.
+    pub fn logs_mut(&mut self) -> impl Iterator<Item = &mut L> {
+        self.held.values_mut().map(|replica| &mut replica.log)
+    }
+
+    /// The first replica behind this one, or the very first, and the end of what is committed as far as this node knows.
+    pub fn next_held(&self, behind: Option<Place>) -> Option<(Place, Offset)> {
+        let next = behind.and_then(|place| self.held.range((Bound::Excluded(place), Bound::Unbounded)).next());
+        let (place, replica) = next.or_else(|| self.held.first_key_value())?;
+        Some((*place, replica.high_watermark))
+    }
+
+    /// The end of what is committed, as far as this node knows.
+    pub fn high_watermark(&self, place: Place) -> Option<Offset> {
+        Some(self.held.get(&place)?.high_watermark)
     }
 
     pub fn log(&self, place: Place) -> Option<&L> {
