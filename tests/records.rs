@@ -257,7 +257,7 @@ async fn a_consumer_goes_wherever_it_is_told_and_says_where_it_cannot() {
     let producer = producer(&cluster, ProducerConfig::default()).await;
     for number in 0..100 {
         let record = ProducerRecord::new(name.clone(), number.to_string()).timestamp(1_000 + 10 * number);
-        let _ = producer.send(record).await.unwrap();
+        drop(producer.send(record).await.unwrap());
     }
     producer.close().await;
     let partition = TopicPartition { topic: name.clone(), partition: 0 };
@@ -358,8 +358,8 @@ async fn a_group_goes_on_where_it_has_committed() {
     cluster.run("topic create work --partitions 2").unwrap();
     let producer = producer(&cluster, ProducerConfig::default()).await;
     for number in 0..100 {
-        let _ =
-            producer.send(ProducerRecord::new(name.clone(), number.to_string()).partition(number % 2)).await.unwrap();
+        let record = ProducerRecord::new(name.clone(), number.to_string()).partition(number % 2);
+        drop(producer.send(record).await.unwrap());
     }
     producer.close().await;
     let config = || ConsumerConfig {

@@ -129,7 +129,7 @@ fn what_cannot_be_done_is_said_with_what_to_do() {
 
 #[test]
 fn describe_shows_where_each_log_stands_and_nothing_of_one_whose_leader_is_silent() {
-    let cluster = Cluster::start_with(1, 2, &[("DMQ_SESSION_TIMEOUT_MS", "60000")]);
+    let cluster = Cluster::start(1, 2);
     cluster.await_healthy();
     cluster.run("topic create logs --partitions 2 --replication-factor 1").unwrap();
     fine(&cluster, "produce logs --partition 0", b"1\n2\n3\n");
