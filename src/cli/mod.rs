@@ -8,6 +8,7 @@ mod completions;
 mod controller;
 mod dev;
 mod global;
+mod health;
 mod hint;
 mod log;
 mod metadata;
@@ -62,6 +63,8 @@ enum Command {
     /// Say how the cluster is
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// Say whether the process of a data directory does its work, for a container's health check
+    Health(health::Args),
     /// Look at the metadata and its history, or bring them back
     #[command(subcommand)]
     Metadata(metadata::Command),
@@ -90,7 +93,12 @@ impl Command {
             Self::Controller(_) | Self::Storage(_) | Self::Bench(_) | Self::Log(_) => true,
             Self::Dev(args) => args.lasts(),
             Self::Metadata(command) => command.lasts(),
-            Self::Topic(_) | Self::Node(_) | Self::Services(_) | Self::Cluster(_) | Self::Completions(_) => false,
+            Self::Topic(_)
+            | Self::Node(_)
+            | Self::Services(_)
+            | Self::Cluster(_)
+            | Self::Health(_)
+            | Self::Completions(_) => false,
         }
     }
 
@@ -103,6 +111,7 @@ impl Command {
             Self::Node(command) => command.run(global, out).await,
             Self::Services(command) => command.run(global, out),
             Self::Cluster(command) => command.run(global, out).await,
+            Self::Health(args) => health::run(global, args, out).await,
             Self::Metadata(command) => command.run(global, out).await,
             Self::Bench(args) => bench::run(args, out).await,
             Self::Log(command) => command.run(out),
