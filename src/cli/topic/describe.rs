@@ -77,6 +77,7 @@ mod tests {
             created_version: Version(5),
             config: BTreeMap::from([("retention.ms".into(), "1000".into())]),
             partitions: vec![partition(0, Some(1)), partition(1, None), partition(2, Some(1))],
+            next: None,
         };
         let wanted = "\
 topic orders  id 00000000-0000-0000-0000-000000000000
