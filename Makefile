@@ -39,6 +39,10 @@ bench: build ## Measure all figures of docs/benchmarks.md, one after the other (
 		(set -x; target/release/dmq bench $$bench --nats-server "$$server" $(ARGS)) || missed="$$missed $$bench"; \
 	done; [ -z "$$missed" ] || { echo "a target was missed, or the run failed, in:$$missed"; exit 1; }
 
+.PHONY: compare
+compare: ## Run dmq, JetStream and (with java and mvn) Apache Kafka one after another, and print the table of docs/benchmarks.md
+	python3 tools/compare.py $(ARGS)
+
 .PHONY: verify
 verify: ## Check formatting, lints and documentation; write nothing
 	cargo fmt --check

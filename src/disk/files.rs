@@ -30,6 +30,10 @@ pub trait Disk: Send + Sync {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// What makes everything on the folder's file system durable at once; none where the operating system cannot.
     fn file_system(&self, dir: &Path) -> io::Result<Option<Box<dyn FileSystem>>>;
+    /// How many files may be open at once, as far as the operating system says it.
+    fn open_files_limit(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// All files of a disk together. It stays open, so that no error is missed that the kernel met between two syncs.
@@ -106,6 +110,18 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+
+    /// The soft limit is raised to the hard one: it is that low for programs that use `select`.
+    fn open_files_limit(&self) -> usize {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let limits = getrlimit(Resource::Nofile);
+        let raised = Rlimit { current: limits.maximum, maximum: limits.maximum };
+        let limit = match setrlimit(Resource::Nofile, raised) {
+            Ok(()) => limits.maximum,
+            Err(_) => limits.current,
+        };
+        limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
     }
 
     #[cfg(target_os = "linux")]

@@ -21,7 +21,7 @@ const SYNCED_SINGLY: usize = 4;
 pub struct LogDirectory {
     dir: PathBuf,
     files: Arc<Files>,
-    file_system: Option<Box<dyn FileSystem>>,
+    committer: Committer,
     starts: Offsets,
     cleaned: Offsets,
     /// What was opened before: what it was given since is not durable for having been synced at the start.
@@ -47,15 +47,18 @@ pub enum LogDirectoryError {
 
 impl LogDirectory {
     /// Opens the directory, made where it is missing, and makes durable whatever a killed process left in the page cache.
-    /// `open_files` is how many files stay open between their uses.
+    /// `open_files` is how many files of either kind, for reading and for writing, stay open between their uses: fewer where
+    /// the process may not have so many, half of which are left for other things.
     pub fn open(dir: PathBuf, disk: Arc<dyn Disk>, open_files: usize) -> Result<Self, LogDirectoryError> {
         disk.create_dir(&dir).map_err(io_error("create", &dir))?;
-        let file_system = disk.file_system(&dir).map_err(io_error("open", &dir))?;
+        let file_system: Option<Arc<dyn FileSystem>> =
+            disk.file_system(&dir).map_err(io_error("open", &dir))?.map(Arc::from);
         if let Some(all) = &file_system {
             all.sync().map_err(io_error("sync the file system of", &dir))?;
         }
+        let files = Files::new(disk.clone(), open_files.min(disk.open_files_limit() / 4));
         let (starts, cleaned) = (read_offsets(&*disk, &dir, LOG_STARTS)?, read_offsets(&*disk, &dir, CLEANED)?);
-        Ok(Self { dir, files: Files::new(disk, open_files), file_system, starts, cleaned, opened: Mutex::default() })
+        Ok(Self { dir, files, committer: Committer { file_system }, starts, cleaned, opened: Mutex::default() })
     }
 
     pub fn files(&self) -> &Arc<Files> {
@@ -96,7 +99,7 @@ impl LogDirectory {
             topic,
             log_start: known(&self.starts),
             cleaned: known(&self.cleaned),
-            is_synced: is_first && self.file_system.is_some(),
+            is_synced: is_first && self.committer.file_system.is_some(),
         };
         Log::open(id.clone(), self.dir.join(id.to_string()), config, self.files.clone(), options, now_ms)
     }
@@ -108,8 +111,12 @@ impl LogDirectory {
         let from = self.dir.join(id.to_string());
         // Kafka's form for what belongs to no topic; no partition's directory ends so.
         let to = self.dir.join(format!("{id}.{topic}-stray"));
-        self.forget(id, &from);
-        self.files.disk().rename(&from, &to).map_err(io_error("set aside", &from))?;
+        let renamed = self.files.disk().rename(&from, &to);
+        self.files.forget_below(&from);
+        renamed.map_err(io_error("set aside", &from))?;
+        let key = (id.topic.to_string(), id.partition);
+        self.starts.remove(&key);
+        self.cleaned.remove(&key);
         self.files.disk().sync_dir(&self.dir).map_err(io_error("sync", &self.dir))?;
         Ok(to)
     }
@@ -120,13 +127,6 @@ impl LogDirectory {
         let aside = self.set_aside(id)?;
         self.files.disk().remove_dir_all(&aside).map_err(io_error("remove", &aside))?;
         self.files.disk().sync_dir(&self.dir).map_err(io_error("sync", &self.dir))
-    }
-
-    fn forget(&mut self, id: &TopicPartition, dir: &Path) {
-        let key = (id.topic.to_string(), id.partition);
-        self.starts.remove(&key);
-        self.cleaned.remove(&key);
-        self.files.forget_below(dir);
     }
 
     /// Makes everything durable that was appended to these logs. One answer for each of them, in their order.
@@ -143,34 +143,17 @@ impl LogDirectory {
                 Err(error) => Err(error),
             });
         }
-        let results = self.sync(&tickets);
+        let running: Vec<_> = tickets.iter().map(|(_, ticket)| ticket).collect();
+        let results = self.committer.commit(&running);
         for ((number, ticket), result) in tickets.into_iter().zip(results) {
             answers[number] = logs[number].finish_sync(ticket, result);
         }
         answers
     }
 
-    fn sync(&self, tickets: &[(usize, SyncTicket)]) -> Vec<io::Result<()>> {
-        match (&self.file_system, tickets) {
-            (_, []) => Vec::new(),
-            (_, [(_, ticket)]) => vec![ticket.run()],
-            (Some(all), many) if many.len() > SYNCED_SINGLY => {
-                let result = all.sync();
-                // Whose page was lost is not said, so it is everybody's loss.
-                let again = |error: &io::Error| io::Error::new(error.kind(), error.to_string());
-                many.iter()
-                    .map(|_| match &result {
-                        Ok(()) => Ok(()),
-                        Err(error) => Err(again(error)),
-                    })
-                    .collect()
-            }
-            (_, several) => std::thread::scope(|scope| {
-                let threads: Vec<_> = several.iter().map(|(_, ticket)| scope.spawn(|| ticket.run())).collect();
-                let ended = threads.into_iter().map(|thread| thread.join());
-                ended.map(|result| result.unwrap_or_else(|_| Err(io::Error::other("the sync panicked")))).collect()
-            }),
-        }
+    /// What commits without the directory at hand, on another thread.
+    pub fn committer(&self) -> Committer {
+        self.committer.clone()
     }
 
     /// Remembers where the logs start and how far they are compacted. `logs` are all that are open; what is known of others
@@ -196,6 +179,38 @@ impl LogDirectory {
     /// The offset that a log is known to start at, whether or not it is open.
     pub fn known_start(&self, id: &TopicPartition) -> Option<Offset> {
         self.starts.get(&(id.topic.to_string(), id.partition)).copied()
+    }
+}
+
+/// Makes logs durable together: few each by itself, many by one sync of their file system.
+#[derive(Clone)]
+pub struct Committer {
+    file_system: Option<Arc<dyn FileSystem>>,
+}
+
+impl Committer {
+    /// Runs the tickets of different logs, each as [`SyncTicket::run`] would: one answer for each, in their order.
+    pub fn commit(&self, tickets: &[&SyncTicket]) -> Vec<io::Result<()>> {
+        match (&self.file_system, tickets) {
+            (_, []) => Vec::new(),
+            (_, [ticket]) => vec![ticket.run()],
+            (Some(all), many) if many.len() > SYNCED_SINGLY => {
+                let result = all.sync();
+                // Whose page was lost is not said, so it is everybody's loss.
+                let again = |error: &io::Error| io::Error::new(error.kind(), error.to_string());
+                many.iter()
+                    .map(|_| match &result {
+                        Ok(()) => Ok(()),
+                        Err(error) => Err(again(error)),
+                    })
+                    .collect()
+            }
+            (_, several) => std::thread::scope(|scope| {
+                let threads: Vec<_> = several.iter().map(|ticket| scope.spawn(|| ticket.run())).collect();
+                let ended = threads.into_iter().map(|thread| thread.join());
+                ended.map(|result| result.unwrap_or_else(|_| Err(io::Error::other("the sync panicked")))).collect()
+            }),
+        }
     }
 }
 

@@ -66,6 +66,10 @@ pub enum LogError {
     #[error("{partition}: offset {offset} is not in the log, which has {start} to {end}")]
     OffsetOutOfRange { partition: TopicPartition, offset: Offset, start: Offset, end: Offset },
 
+    /// Of a [`ReadPlan`](super::ReadPlan) alone: what it was to read may have been taken away meanwhile.
+    #[error("{partition}: the log was cut, deleted from, compacted or closed while it was read; read again")]
+    Changed { partition: TopicPartition },
+
     /// Kafka's CORRUPT_MESSAGE: the bytes that were given are no batch.
     #[error("{partition}: {source}")]
     Corrupt { partition: TopicPartition, source: BatchError },

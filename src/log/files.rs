@@ -17,15 +17,28 @@ pub struct Files {
     open: Mutex<Open>,
 }
 
+/// By name, with when each was used last.
+type Handles<T> = HashMap<PathBuf, (T, u64)>;
+
 #[derive(Default)]
 struct Open {
     clock: u64,
-    readers: HashMap<PathBuf, (Arc<dyn ReadFile>, u64)>,
-    writers: HashMap<PathBuf, (Writer, u64)>,
+    /// Rises when a name comes to mean another file.
+    changes: u64,
+    readers: Handles<Arc<dyn ReadFile>>,
+    writers: Handles<Writer>,
 }
 
-/// How many handles of either kind a node keeps where nothing else is said.
-pub const DEFAULT_OPEN_FILES: usize = 256;
+impl Open {
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+}
+
+/// How many handles of either kind a node keeps where nothing else is said. With fewer than it has busy partitions, every append
+/// opens its file anew, and the file system forgets the room that it had in mind for it: a fifth less throughput.
+pub const DEFAULT_OPEN_FILES: usize = 4096;
 
 impl Files {
     /// At most `capacity` files for reading and as many for writing stay open between their uses.
@@ -38,44 +51,67 @@ impl Files {
     }
 
     pub(super) fn reader(&self, path: &Path) -> io::Result<Arc<dyn ReadFile>> {
-        let mut open = self.lock();
-        open.clock += 1;
-        let now = open.clock;
-        if let Some((file, used)) = open.readers.get_mut(path) {
-            *used = now;
-            return Ok(file.clone());
-        }
-        let file: Arc<dyn ReadFile> = self.disk.open(path)?.into();
-        make_room(&mut open.readers, self.capacity);
-        open.readers.insert(path.to_owned(), (file.clone(), now));
-        Ok(file)
+        self.get(path, |open| &mut open.readers, |disk| Ok(disk.open(path)?.into()))
     }
 
     /// An existing file, to be written at its end. What was written through an earlier handle is synced by this one too.
     pub(super) fn writer(&self, path: &Path) -> io::Result<Writer> {
+        self.get(path, |open| &mut open.writers, |disk| Ok(Arc::new(Mutex::new(disk.append(path)?))))
+    }
+
+    /// The disk opens it while nobody waits, for it may take long to. What changed meanwhile may be what the name stood for,
+    /// so then it serves this one use alone.
+    fn get<T: Clone>(
+        &self,
+        path: &Path,
+        kind: impl Fn(&mut Open) -> &mut Handles<T>,
+        opened: impl FnOnce(&dyn Disk) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let changes = {
+            let mut open = self.lock();
+            let now = open.tick();
+            if let Some((file, used)) = kind(&mut open).get_mut(path) {
+                *used = now;
+                return Ok(file.clone());
+            }
+            open.changes
+        };
+        let file = opened(&*self.disk)?;
         let mut open = self.lock();
-        open.clock += 1;
-        let now = open.clock;
-        if let Some((file, used)) = open.writers.get_mut(path) {
-            *used = now;
-            return Ok(file.clone());
+        let now = open.tick();
+        if open.changes != changes {
+            return Ok(file);
         }
-        let file: Writer = Arc::new(Mutex::new(self.disk.append(path)?));
-        make_room(&mut open.writers, self.capacity);
-        open.writers.insert(path.to_owned(), (file.clone(), now));
+        let files = kind(&mut open);
+        let surplus = make_room(files, self.capacity);
+        let (file, _) = files.entry(path.to_owned()).or_insert((file, now)).clone();
+        drop(open);
+        drop(surplus);
         Ok(file)
     }
 
-    /// To be called before a name is given to another file or to none.
-    pub(super) fn forget(&self, path: &Path) {
-        let mut open = self.lock();
-        open.readers.remove(path);
-        open.writers.remove(path);
+    /// Gives a name to another file or to none. No handle of the former one is kept, not even one that somebody opens
+    /// meanwhile.
+    pub(super) fn change<T>(&self, path: &Path, act: impl FnOnce(&dyn Disk) -> io::Result<T>) -> io::Result<T> {
+        let result = act(&*self.disk);
+        self.forget(path);
+        result
     }
 
-    /// To be called before a folder is given another name.
+    /// Keeps the file open no longer.
+    pub(super) fn forget(&self, path: &Path) {
+        let mut open = self.lock();
+        open.changes += 1;
+        let closed = (open.readers.remove(path), open.writers.remove(path));
+        drop(open);
+        // The last handle of a large file that has no name takes a while to close.
+        drop(closed);
+    }
+
+    /// To be called after a folder got another name.
     pub(super) fn forget_below(&self, dir: &Path) {
         let mut open = self.lock();
+        open.changes += 1;
         open.readers.retain(|path, _| !path.starts_with(dir));
         open.writers.retain(|path, _| !path.starts_with(dir));
     }
@@ -91,13 +127,13 @@ impl Files {
     }
 }
 
-/// Closes the older half once there are too many, so that the search for the oldest costs little per file.
-fn make_room<T>(files: &mut HashMap<PathBuf, (T, u64)>, capacity: usize) {
+/// Takes the older half out once there are too many, so that the search for the oldest costs little per file.
+fn make_room<T>(files: &mut Handles<T>, capacity: usize) -> Vec<T> {
     if files.len() < capacity {
-        return;
+        return Vec::new();
     }
     let mut uses: Vec<u64> = files.values().map(|(_, used)| *used).collect();
     let (_, middle, _) = uses.select_nth_unstable(capacity / 2);
     let middle = *middle;
-    files.retain(|_, (_, used)| *used > middle);
+    files.extract_if(|_, (_, used)| *used <= middle).map(|(_, (file, _))| file).collect()
 }

@@ -4,6 +4,7 @@
 //! look-up goes through both. A missing tail costs a longer scan, never an answer.
 
 use std::io;
+use std::sync::Arc;
 
 use crate::disk::ReadFile;
 
@@ -98,6 +99,25 @@ pub fn parse_index<E: IndexEntry>(bytes: &[u8]) -> Result<Vec<E>, IndexError> {
     Ok(entries)
 }
 
+/// How many entries the file has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Written(u32);
+
+/// What a look at the entries in memory came to.
+pub(super) enum Searched<E> {
+    /// That is the last one that fits, or there is none.
+    Found(Option<E>),
+    /// It is among those in the file.
+    InFile(Written),
+}
+
+impl Written {
+    /// The last entry of the file that fits.
+    pub fn last_where<E: IndexEntry>(self, file: &dyn ReadFile, fits: impl Fn(&E) -> bool) -> io::Result<Option<E>> {
+        Ok(search(file, self.0, &fits)?.map(|(_, entry)| entry))
+    }
+}
+
 /// One index: so many entries in its file, and those that are yet to be written.
 #[derive(Clone, Debug)]
 pub(super) struct Index<E> {
@@ -156,13 +176,25 @@ impl<E: IndexEntry> Index<E> {
         self.tail = Vec::new();
     }
 
-    /// The last entry that fits, among all: `fits` holds for a first part of them and for none after it.
-    pub fn last_where(&self, file: Option<&dyn ReadFile>, fits: impl Fn(&E) -> bool) -> io::Result<Option<E>> {
-        if let Some(number) = self.tail.partition_point(&fits).checked_sub(1) {
-            return Ok(Some(self.tail[number]));
+    /// The last entry that fits, as far as memory tells: `fits` holds for a first part of them and for none after it.
+    pub fn last_in_memory(&self, fits: impl Fn(&E) -> bool) -> Searched<E> {
+        match self.tail.partition_point(&fits).checked_sub(1) {
+            Some(number) => Searched::Found(Some(self.tail[number])),
+            None if self.written == 0 => Searched::Found(None),
+            None => Searched::InFile(Written(self.written)),
         }
-        let Some(file) = file else { return Ok(None) };
-        Ok(self.search(file, &fits)?.map(|(_, entry)| entry))
+    }
+
+    /// The last entry that fits, among all.
+    pub fn last_where(
+        &self,
+        file: impl FnOnce() -> io::Result<Arc<dyn ReadFile>>,
+        fits: impl Fn(&E) -> bool,
+    ) -> io::Result<Option<E>> {
+        match self.last_in_memory(&fits) {
+            Searched::Found(found) => Ok(found),
+            Searched::InFile(written) => written.last_where(&*file()?, fits),
+        }
     }
 
     /// Forgets the entries that don't fit. Whether the file has to be cut to [`Self::written_bytes`].
@@ -173,7 +205,7 @@ impl<E: IndexEntry> Index<E> {
             return Ok(false);
         }
         let found = match file {
-            Some(file) => self.search(file, &fits)?,
+            Some(file) => search(file, self.written, &fits)?,
             None => None,
         };
         let written = found.as_ref().map_or(0, |(number, _)| number + 1);
@@ -182,21 +214,25 @@ impl<E: IndexEntry> Index<E> {
         self.written = written;
         Ok(shorter)
     }
+}
 
-    fn search(&self, file: &dyn ReadFile, fits: &impl Fn(&E) -> bool) -> io::Result<Option<(u32, E)>> {
-        let (mut low, mut high, mut best) = (0, self.written, None);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let entry = read_entry(file, middle)?;
-            if fits(&entry) {
-                best = Some((middle, entry));
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
+fn search<E: IndexEntry>(
+    file: &dyn ReadFile,
+    written: u32,
+    fits: &impl Fn(&E) -> bool,
+) -> io::Result<Option<(u32, E)>> {
+    let (mut low, mut high, mut best) = (0, written, None);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let entry = read_entry(file, middle)?;
+        if fits(&entry) {
+            best = Some((middle, entry));
+            low = middle + 1;
+        } else {
+            high = middle;
         }
-        Ok(best)
     }
+    Ok(best)
 }
 
 fn read_entry<E: IndexEntry>(file: &dyn ReadFile, number: u32) -> io::Result<E> {
@@ -241,12 +277,12 @@ mod tests {
             file.append(&index.pending()).unwrap();
             index.mark_written();
             (written..6).for_each(|number| index.push(entry(number)));
-            let file = disk.open(path).unwrap();
+            let file: Arc<dyn ReadFile> = disk.open(path).unwrap().into();
             for offset in 0..70 {
-                let found = index.last_where(Some(&*file), |entry| entry.relative_offset <= offset).unwrap();
+                let found = index.last_where(|| Ok(file.clone()), |entry| entry.relative_offset <= offset).unwrap();
                 assert_eq!(found.unwrap().position, (offset / 10).min(5), "{written} {offset}");
             }
-            assert_eq!(index.last_where(Some(&*file), |entry| entry.relative_offset < 0).unwrap(), None);
+            assert_eq!(index.last_where(|| Ok(file.clone()), |entry| entry.relative_offset < 0).unwrap(), None);
             let shorter = index.cut(Some(&*file), |entry| entry.relative_offset <= 25).unwrap();
             assert_eq!((shorter, index.last()), (written > 3, Some(entry(2))));
         }

@@ -4,7 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::batch::{BatchHeader, NONE};
-use super::index::{Index, IndexEntry, OffsetEntry, TimeEntry, parse_index};
+use super::index::{Index, IndexEntry, OffsetEntry, Searched, TimeEntry, parse_index};
+use super::partition::relative;
 use super::{Files, checkpoint};
 use crate::disk;
 use crate::types::Offset;
@@ -62,8 +63,7 @@ impl Segment {
     pub fn create(files: &Files, dir: &Path, base: Offset) -> io::Result<Self> {
         for extension in [LOG, INDEX, TIME_INDEX] {
             let path = path(dir, base, extension);
-            files.forget(&path);
-            drop(files.disk().create(&path)?);
+            drop(files.change(&path, |disk| disk.create(&path))?);
         }
         let mut segment = Self::empty(base);
         (segment.offsets.on_disk, segment.times.on_disk) = (true, true);
@@ -157,28 +157,25 @@ impl Segment {
         Ok(())
     }
 
-    /// The batch to begin a search for `offset` at: its place, and its last offset where it is known.
-    pub fn floor(&self, files: &Files, dir: &Path, offset: Offset) -> io::Result<(u64, Option<Offset>)> {
-        let relative = (offset.0 - self.base.0).min(i64::from(i32::MAX)) as i32;
-        let file = match self.offsets.written_bytes() {
-            0 => None,
-            _ => Some(files.reader(&path(dir, self.base, INDEX))?),
-        };
-        // The batch of an entry with a smaller last offset ends before `offset`.
-        let found = self.offsets.last_where(file.as_deref(), |entry| entry.relative_offset <= relative)?;
-        Ok(match found {
-            Some(entry) => (entry.position.max(0) as u64, Some(Offset(self.base.0 + i64::from(entry.relative_offset)))),
-            None => (0, None),
-        })
+    /// The index entry of the batch to begin a search for `offset` at, as far as memory tells. The batch of an entry with a
+    /// smaller last offset ends before `offset`.
+    pub fn floor_in_memory(&self, offset: Offset) -> Searched<OffsetEntry> {
+        let relative = relative(offset, self.base);
+        self.offsets.last_in_memory(|entry| entry.relative_offset <= relative)
+    }
+
+    /// Where the batch is to begin a search for `offset` at.
+    pub fn floor(&self, files: &Files, dir: &Path, offset: Offset) -> io::Result<u64> {
+        let relative = relative(offset, self.base);
+        let file = || files.reader(&path(dir, self.base, INDEX));
+        let found = self.offsets.last_where(file, |entry| entry.relative_offset <= relative)?;
+        Ok(found.map_or(0, |entry| entry.position.max(0) as u64))
     }
 
     /// The last entry of the time index whose timestamp is below `timestamp`: no batch up to its offset reaches it.
     pub fn floor_time(&self, files: &Files, dir: &Path, timestamp: i64) -> io::Result<Option<Offset>> {
-        let file = match self.times.written_bytes() {
-            0 => None,
-            _ => Some(files.reader(&path(dir, self.base, TIME_INDEX))?),
-        };
-        let found = self.times.last_where(file.as_deref(), |entry| entry.timestamp < timestamp)?;
+        let file = || files.reader(&path(dir, self.base, TIME_INDEX));
+        let found = self.times.last_where(file, |entry| entry.timestamp < timestamp)?;
         Ok(found.map(|entry| Offset(self.base.0 + i64::from(entry.relative_offset))))
     }
 
@@ -214,8 +211,7 @@ impl Segment {
 }
 
 fn remove_if_there(files: &Files, path: &Path) -> io::Result<()> {
-    files.forget(path);
-    match files.disk().remove(path) {
+    match files.change(path, |disk| disk.remove(path)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
     }
@@ -258,8 +254,7 @@ fn load_index<E: IndexEntry + Extension>(
 
 fn append_index<E: IndexEntry>(files: &Files, path: &Path, index: &mut Index<E>) -> io::Result<()> {
     if !index.on_disk {
-        checkpoint::replace(files.disk(), path, &index.pending())?;
-        files.forget(path);
+        files.change(path, |disk| checkpoint::replace(disk, path, &index.pending()))?;
         index.on_disk = true;
         index.mark_written();
     } else if index.tail_len() > 0 {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 pub const UNCLEAN_ELECTION: &str = "unclean.leader.election.enable";
 pub const MIN_INSYNC_REPLICAS: &str = "min.insync.replicas";
+pub const FLUSH: &str = "flush";
+pub const FLUSH_ALWAYS: &str = "always";
 
 /// The longest value: a number may have as many leading zeros as it likes, but not megabytes of them.
 const MAX_VALUE: usize = 128;
@@ -49,9 +51,9 @@ pub const KEYS: &[Key] = &[
     ),
     key("delete.retention.ms", Kind::Integer(0, i64::MAX), "86400000", "how long tombstones outlive compaction"),
     key(
-        "flush",
-        Kind::Word(&["always", "os-may-lose-acknowledged-records"], false),
-        "always",
+        FLUSH,
+        Kind::Word(&[FLUSH_ALWAYS, "os-may-lose-acknowledged-records"], false),
+        FLUSH_ALWAYS,
         "whether a record is on the disk before it is acknowledged",
     ),
     key(

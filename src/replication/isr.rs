@@ -67,7 +67,15 @@ impl InSync {
     }
 
     /// The request to make, given whom the leader would want; one at a time.
-    pub fn wish(&self, mut wanted: Vec<StorageId>) -> Option<Wish> {
+    pub fn wish(&self, wanted: Vec<StorageId>) -> Option<Wish> {
+        // Whom was asked for and is no longer wanted would be waited for without end: a refusal says nothing of a copy of the
+        // request that is still on its way. Only a new partition epoch makes it void.
+        let wish = self.renew(wanted)?;
+        (!wish.settles || self.maximal().count() > self.committed.len()).then_some(wish)
+    }
+
+    /// The same, though it may be for what is already: the request says something else besides.
+    pub fn renew(&self, mut wanted: Vec<StorageId>) -> Option<Wish> {
         if self.state != Asking::Idle {
             return None;
         }
@@ -76,10 +84,7 @@ impl InSync {
         let mut committed = self.committed.to_vec();
         committed.sort_unstable();
         let settles = wanted == committed;
-        // Whom was asked for and is no longer wanted would be waited for without end: a refusal says nothing of a copy of the
-        // request that is still on its way. Only a new partition epoch makes it void.
-        let needed = !settles || self.maximal().count() > committed.len();
-        needed.then_some(Wish { members: wanted, partition_epoch: self.partition_epoch, settles })
+        Some(Wish { members: wanted, partition_epoch: self.partition_epoch, settles })
     }
 
     /// The wish is on its way: from now on its members count.

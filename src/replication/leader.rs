@@ -131,6 +131,11 @@ impl<T> Leader<T> {
         Some((self.log_end.0 - flushed.0).max(0))
     }
 
+    /// The largest of all followers' lags.
+    pub fn largest_lag(&self) -> Option<u64> {
+        self.followers.keys().filter_map(|follower| self.lag(*follower)).max().map(i64::unsigned_abs)
+    }
+
     /// Who holds a replica now, each with its incarnation. Others are forgotten; a new incarnation begins anew.
     pub fn replicas(&mut self, now: Monotonic, replicas: impl IntoIterator<Item = (StorageId, NodeEpoch)>) {
         let mut before = std::mem::take(&mut self.followers);
@@ -268,8 +273,9 @@ impl<T> Leader<T> {
         self.waiting.into_iter().map(|(_, who)| who)
     }
 
-    /// What to ask of the controller now. `fit`: whether the metadata has that incarnation of the node active.
-    pub fn wish(&self, now: Monotonic, fit: impl Fn(StorageId, NodeEpoch) -> bool) -> Option<Wish> {
+    /// What to ask of the controller now, be it for what is already where it has to be `renewed`. `fit`: whether the metadata has
+    /// that incarnation of the node active.
+    pub fn wish(&self, now: Monotonic, renewed: bool, fit: impl Fn(StorageId, NodeEpoch) -> bool) -> Option<Wish> {
         let stays = |node: &StorageId| *node == self.me || !self.lags(now, *node);
         let mut wanted: Vec<_> = self.in_sync.committed().iter().copied().filter(stays).collect();
         let joins = self.followers.iter().filter(|(node, replica)| {
@@ -278,7 +284,7 @@ impl<T> Leader<T> {
                 && replica.flushed.is_some_and(|end| end >= self.high_watermark && end >= self.epoch_start)
         });
         wanted.extend(joins.map(|(node, _)| *node));
-        self.in_sync.wish(wanted)
+        if renewed { self.in_sync.renew(wanted) } else { self.in_sync.wish(wanted) }
     }
 
     /// The incarnation that the leader hears from, to be named with the wish.
@@ -352,7 +358,7 @@ mod tests {
     }
 
     fn wished(leader: &Leader<&'static str>, ms: u64) -> Option<Vec<u32>> {
-        let wish = leader.wish(at(ms), |_, _| true)?;
+        let wish = leader.wish(at(ms), false, |_, _| true)?;
         Some(wish.members.iter().map(|node| node.0).collect())
     }
 
@@ -405,7 +411,7 @@ mod tests {
         let mut leader = leader([0, 1]);
         fetch(&mut leader, 1, 1, 100).unwrap();
         fetch(&mut leader, 1, 2, 100).unwrap();
-        let wish = leader.wish(at(1), |_, _| true).unwrap();
+        let wish = leader.wish(at(1), false, |_, _| true).unwrap();
         leader.in_sync_mut().asking(&wish);
         leader.appended(at(1), Offset(120));
         leader.flushed(Offset(120));
@@ -423,7 +429,11 @@ mod tests {
         assert_eq!((leader.high_watermark(), wished(&leader, 1)), (Offset(90), None), "not at the epoch's start");
         fetch(&mut leader, 1, 2, 100).unwrap();
         assert_eq!(wished(&leader, 1), Some(vec![0, 1, 2]));
-        assert_eq!(leader.wish(at(1), |node, _| node != StorageId(2)), None, "it is fenced, or of another incarnation");
+        assert_eq!(
+            leader.wish(at(1), false, |node, _| node != StorageId(2)),
+            None,
+            "it is fenced, or of another incarnation"
+        );
     }
 
     #[test]

@@ -213,7 +213,7 @@ impl Model {
         let held = &mut self.nodes[node];
         let Role::Leads(leader) = &mut held.role else { return };
         let fit = |id: StorageId, epoch| meta.active[id.0 as usize] && meta.node_epochs[id.0 as usize] == epoch;
-        if let Some(wish) = leader.wish(self.now, fit) {
+        if let Some(wish) = leader.wish(self.now, false, fit) {
             leader.in_sync_mut().asking(&wish);
             let epoch = |id: &StorageId| leader.node_epoch(*id).unwrap_or(held.node_epoch);
             let node_epochs = wish.members.iter().map(epoch).collect();

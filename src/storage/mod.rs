@@ -2,8 +2,10 @@
 //!
 //! The shell is the only part with a clock, a disk and a connection; it decides nothing.
 
+mod auto;
 pub mod core;
 mod health;
+mod partitions;
 pub mod replicas;
 mod shell;
 pub(crate) mod store;

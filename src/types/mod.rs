@@ -6,6 +6,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod ids;
+mod murmur;
 mod name;
 mod offset;
 mod position;
@@ -15,6 +16,7 @@ pub use ids::{
     ClusterId, Connection, ControllerId, DirectoryId, IncarnationId, PartitionId, RequestId, RequestIdError, StorageId,
     TopicId,
 };
+pub use murmur::{murmur2, partition_of_key};
 pub use name::{TopicName, TopicNameError};
 pub use offset::Offset;
 pub use position::{ControllerEpoch, Digest, LeaderEpoch, NodeEpoch, PairingEpoch, PartitionEpoch, Position, Version};

@@ -50,6 +50,32 @@ pub enum Code {
     InconsistentClusterId,
     RequestTimedOut,
     MessageTooLarge,
+    /// The topic was deleted, or made anew under its name.
+    UnknownTopicId,
+    /// The leader that answers is older than the one that the client knows of.
+    UnknownLeaderEpoch,
+    /// The log holds no such offset, or no longer.
+    OffsetOutOfRange,
+    /// The bytes are no record batch, or their checksum is wrong.
+    CorruptMessage,
+    /// A record batch that no client may append.
+    InvalidRecord,
+    /// Fewer replicas are in sync than `min.insync.replicas`: nothing was written.
+    NotEnoughReplicas,
+    /// It was written, but fewer replicas were in sync than `min.insync.replicas`.
+    NotEnoughReplicasAfterAppend,
+    /// A batch of this producer before this one is missing.
+    OutOfOrderSequenceNumber,
+    /// Another instance of the producer has taken over.
+    InvalidProducerEpoch,
+    /// The disk of the partition's leader failed, or is full.
+    KafkaStorageError,
+    /// The groups' offsets are being read: ask again.
+    CoordinatorLoadInProgress,
+    /// A group's name that cannot be one.
+    InvalidGroupId,
+    /// More than 4,096 bytes of metadata with a committed offset.
+    OffsetMetadataTooLarge,
     /// The request makes no sense in the present state; the message says why.
     InvalidState,
 }
@@ -99,6 +125,19 @@ impl Code {
             | Self::NodeInUse
             | Self::RequestTimedOut
             | Self::MessageTooLarge
+            | Self::UnknownTopicId
+            | Self::UnknownLeaderEpoch
+            | Self::OffsetOutOfRange
+            | Self::CorruptMessage
+            | Self::InvalidRecord
+            | Self::NotEnoughReplicas
+            | Self::NotEnoughReplicasAfterAppend
+            | Self::OutOfOrderSequenceNumber
+            | Self::InvalidProducerEpoch
+            | Self::KafkaStorageError
+            | Self::CoordinatorLoadInProgress
+            | Self::InvalidGroupId
+            | Self::OffsetMetadataTooLarge
             | Self::InvalidState => NodeRefusal::Retry,
         }
     }

@@ -7,6 +7,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod admin;
+pub mod data;
 mod error;
 mod fetch;
 mod heartbeat;

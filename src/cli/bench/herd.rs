@@ -225,6 +225,8 @@ impl Herd {
             Effect::Exit { words, .. } => anyhow::bail!("node {node}: {words}"),
             // Nobody fetches from these nodes, and nothing is kept for another start.
             Effect::Bind { .. } | Effect::ServeFetch { .. } => {}
+            // They hold no records: nobody wishes anything of in-sync replicas.
+            Effect::Member(_) | Effect::Peers(_) | Effect::Replicas { .. } | Effect::InSyncAnswers(_) => {}
             Effect::MayLead(_) | Effect::Leads { .. } | Effect::Log { .. } => {}
         }
         Ok(())

@@ -130,8 +130,12 @@ fn status(code: Code) -> u16 {
         | Code::InvalidPartitions
         | Code::InvalidReplicationFactor
         | Code::InvalidConfig
-        | Code::InvalidReplicaAssignment => 400,
-        Code::UnknownTopicOrPartition | Code::UnknownNode => 404,
+        | Code::InvalidReplicaAssignment
+        | Code::CorruptMessage
+        | Code::InvalidRecord
+        | Code::InvalidGroupId
+        | Code::OffsetMetadataTooLarge => 400,
+        Code::UnknownTopicOrPartition | Code::UnknownTopicId | Code::UnknownNode => 404,
         Code::TopicAlreadyExists
         | Code::VersionConflict
         | Code::RequestIdReused
@@ -140,14 +144,24 @@ fn status(code: Code) -> u16 {
         | Code::DirectoryMismatch
         | Code::StaleNodeEpoch
         | Code::FencedLeaderEpoch
+        | Code::UnknownLeaderEpoch
         | Code::NotLeaderOrFollower
         | Code::InvalidUpdateVersion
         | Code::IneligibleReplica
+        | Code::OutOfOrderSequenceNumber
+        | Code::InvalidProducerEpoch
         | Code::NodeInUse
         | Code::InconsistentClusterId
         | Code::InvalidState => 409,
         Code::MessageTooLarge => 413,
-        Code::NotController | Code::HistoryLost | Code::Busy => 503,
+        Code::OffsetOutOfRange => 416,
+        Code::NotController
+        | Code::HistoryLost
+        | Code::Busy
+        | Code::CoordinatorLoadInProgress
+        | Code::NotEnoughReplicas
+        | Code::NotEnoughReplicasAfterAppend
+        | Code::KafkaStorageError => 503,
         Code::Unknown | Code::RequestTimedOut => 504,
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Attributes, BatchHeader, Compression, HEADER_BYTES, Header, NONE, PREFIX_BYTES, Record};
+use super::{Attributes, BatchError, BatchHeader, Compression, HEADER_BYTES, Header, NONE, PREFIX_BYTES, Record};
 use crate::types::Offset;
 
 /// What an idempotent producer marks a batch with.
@@ -16,12 +16,22 @@ pub struct ProducerStamp {
     pub sequence: i32,
 }
 
-/// Collects records into a batch whose offsets begin at 0, as producers send it.
+impl ProducerStamp {
+    /// That of the batch behind one of so many records. Sequences run over from 2^31 - 1 to 0.
+    #[must_use]
+    pub fn after(self, records: i32) -> Self {
+        Self { sequence: super::add_to_sequence(self.sequence, records), ..self }
+    }
+}
+
+/// Collects records into a batch whose offsets begin at 0, as producers send it. Records are encoded where they stay: a batch
+/// that is not compressed is not copied again.
 #[derive(Debug)]
 pub struct BatchBuilder {
     compression: Compression,
     producer: Option<ProducerStamp>,
-    records: BytesMut,
+    /// The header's room, then the records.
+    bytes: Vec<u8>,
     base_timestamp: i64,
     max_timestamp: i64,
     count: i32,
@@ -29,8 +39,14 @@ pub struct BatchBuilder {
 
 impl BatchBuilder {
     pub fn new(compression: Compression) -> Self {
-        let records = BytesMut::new();
-        Self { compression, producer: None, records, base_timestamp: NONE, max_timestamp: NONE, count: 0 }
+        Self::with_capacity(compression, HEADER_BYTES)
+    }
+
+    /// With room for a batch of so many bytes, header included, before compression.
+    pub fn with_capacity(compression: Compression, bytes: usize) -> Self {
+        let mut buffer = Vec::with_capacity(bytes.max(HEADER_BYTES));
+        buffer.resize(HEADER_BYTES, 0);
+        Self { compression, producer: None, bytes: buffer, base_timestamp: NONE, max_timestamp: NONE, count: 0 }
     }
 
     pub fn producer(mut self, producer: ProducerStamp) -> Self {
@@ -44,7 +60,7 @@ impl BatchBuilder {
             self.base_timestamp = timestamp;
         }
         self.max_timestamp = self.max_timestamp.max(timestamp);
-        put_record(&mut self.records, timestamp.wrapping_sub(self.base_timestamp), self.count, key, value, headers);
+        put_record(&mut self.bytes, timestamp.wrapping_sub(self.base_timestamp), self.count, key, value, headers);
         self.count += 1;
         self
     }
@@ -55,7 +71,16 @@ impl BatchBuilder {
 
     /// How many bytes the batch has by now, before compression.
     pub fn size(&self) -> usize {
-        HEADER_BYTES + self.records.len()
+        self.bytes.len()
+    }
+
+    /// At least as many bytes as a record takes in any batch.
+    pub fn record_size_bound(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[Header]) -> usize {
+        /// The record's length, its attributes and deltas, the lengths of key and value, the number of headers.
+        const AROUND: usize = 5 + 1 + 10 + 5 + 5 + 5 + 5;
+        let of = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+        let header = |header: &Header| 10 + header.key.len() + of(header.value.as_deref());
+        AROUND + of(key) + of(value) + headers.iter().map(header).sum::<usize>()
     }
 
     /// The batch. An empty builder makes none that a leader takes.
@@ -63,23 +88,81 @@ impl BatchBuilder {
     /// # Errors
     /// Where the batch would exceed Kafka's 2 GiB, or a codec fails.
     pub fn build(self) -> io::Result<Bytes> {
-        let producer = self.producer.unwrap_or(ProducerStamp { id: NONE, epoch: -1, sequence: -1 });
+        let producer = self.producer;
+        Ok(self.pack()?.seal(producer))
+    }
+
+    /// The batch compressed, which takes its time, but not stamped, so that it can be done before its turn comes.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn pack(self) -> io::Result<PackedBatch> {
+        let Self { compression, producer: _, mut bytes, base_timestamp, max_timestamp, count } = self;
+        if compression != Compression::None && count > 0 {
+            bytes = compression.compress_behind(HEADER_BYTES, &bytes[HEADER_BYTES..])?;
+        }
         let header = BatchHeader {
             base_offset: Offset::ZERO,
-            batch_length: 0,
+            batch_length: batch_length(bytes.len())?,
             leader_epoch: -1,
             crc: 0,
-            attributes: Attributes::default().with_compression(self.compression),
-            last_offset_delta: (self.count - 1).max(0),
-            base_timestamp: self.base_timestamp,
-            max_timestamp: self.max_timestamp,
-            producer_id: producer.id,
-            producer_epoch: producer.epoch,
-            base_sequence: producer.sequence,
-            record_count: self.count,
+            attributes: Attributes::default().with_compression(compression),
+            last_offset_delta: (count - 1).max(0),
+            base_timestamp,
+            max_timestamp,
+            producer_id: NONE,
+            producer_epoch: -1,
+            base_sequence: -1,
+            record_count: count,
         };
-        assemble(header, self.compression, &self.records)
+        Ok(PackedBatch { header, bytes })
     }
+}
+
+/// A batch that lacks its producer's stamp and its checksum.
+#[derive(Debug)]
+pub struct PackedBatch {
+    header: BatchHeader,
+    /// The header's room, then the body.
+    bytes: Vec<u8>,
+}
+
+impl PackedBatch {
+    /// In bytes, as it will be sent.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The batch, of this producer or of none. Nothing is copied.
+    pub fn seal(self, producer: Option<ProducerStamp>) -> Bytes {
+        let Self { header, mut bytes } = self;
+        write_header(header, producer, &mut bytes);
+        Bytes::from(bytes)
+    }
+}
+
+/// A batch as another producer would have sent it; copied where somebody else still holds it.
+///
+/// # Errors
+/// Where it is no batch.
+pub fn restamp(batch: Bytes, producer: Option<ProducerStamp>) -> Result<Bytes, BatchError> {
+    let header = BatchHeader::verify(&batch)?;
+    let mut bytes = batch.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+    write_header(header, producer, &mut bytes);
+    Ok(bytes.freeze())
+}
+
+fn write_header(mut header: BatchHeader, producer: Option<ProducerStamp>, bytes: &mut [u8]) {
+    let producer = producer.unwrap_or(ProducerStamp { id: NONE, epoch: -1, sequence: -1 });
+    (header.producer_id, header.producer_epoch, header.base_sequence) =
+        (producer.id, producer.epoch, producer.sequence);
+    header.seal(&bytes[HEADER_BYTES..]);
+    bytes[..HEADER_BYTES].copy_from_slice(&header.encode());
+}
+
+/// What the header says of a batch of so many bytes.
+fn batch_length(size: usize) -> io::Result<i32> {
+    i32::try_from(size - PREFIX_BYTES).map_err(|_| io::Error::other("a batch has at most 2 GiB"))
 }
 
 /// What is left of a batch when only `kept` of its records stay: offsets, producer and last offset stay as they were. With a
@@ -99,37 +182,24 @@ pub(in crate::log) fn rebuild(header: &BatchHeader, kept: &[Record], horizon_ms:
         header.max_timestamp = kept.iter().map(|record| record.timestamp).max().unwrap_or(NONE);
     }
     header.record_count = i32::try_from(kept.len()).map_err(io::Error::other)?;
-    let mut records = BytesMut::new();
+    let mut bytes = vec![0; HEADER_BYTES];
     for record in kept {
         let delta = i32::try_from(record.offset.0 - header.base_offset.0).map_err(io::Error::other)?;
         let (key, value) = (record.key.as_deref(), record.value.as_deref());
         let timestamp_delta = record.timestamp.wrapping_sub(header.base_timestamp);
-        put_record(&mut records, timestamp_delta, delta, key, value, &record.headers);
+        put_record(&mut bytes, timestamp_delta, delta, key, value, &record.headers);
     }
-    assemble(header, compression, &records)
-}
-
-fn assemble(mut header: BatchHeader, compression: Compression, records: &[u8]) -> io::Result<Bytes> {
-    let compressed;
-    let body = match compression {
-        Compression::None => records,
-        _ if records.is_empty() => records,
-        codec => {
-            compressed = codec.compress(records)?;
-            &compressed
-        }
-    };
-    let length = HEADER_BYTES - PREFIX_BYTES + body.len();
-    header.batch_length = i32::try_from(length).map_err(|_| io::Error::other("a batch has at most 2 GiB"))?;
-    header.seal(body);
-    let mut bytes = BytesMut::with_capacity(HEADER_BYTES + body.len());
-    bytes.extend_from_slice(&header.encode());
-    bytes.extend_from_slice(body);
-    Ok(bytes.freeze())
+    if compression != Compression::None && !kept.is_empty() {
+        bytes = compression.compress_behind(HEADER_BYTES, &bytes[HEADER_BYTES..])?;
+    }
+    header.batch_length = batch_length(bytes.len())?;
+    header.seal(&bytes[HEADER_BYTES..]);
+    bytes[..HEADER_BYTES].copy_from_slice(&header.encode());
+    Ok(Bytes::from(bytes))
 }
 
 fn put_record(
-    out: &mut BytesMut,
+    out: &mut Vec<u8>,
     timestamp_delta: i64,
     offset_delta: i32,
     key: Option<&[u8]>,
@@ -150,7 +220,7 @@ fn put_record(
         + headers.iter().map(header_size).sum::<usize>();
     out.reserve(size + 5);
     put_varlong(out, size as i64);
-    out.extend_from_slice(&[0]);
+    out.push(0);
     put_varlong(out, timestamp_delta);
     put_varlong(out, i64::from(offset_delta));
     put_nullable(out, key);
@@ -162,7 +232,7 @@ fn put_record(
     }
 }
 
-fn put_nullable(out: &mut BytesMut, bytes: Option<&[u8]>) {
+fn put_nullable(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
     match bytes {
         None => put_varlong(out, -1),
         Some(bytes) => {
@@ -180,11 +250,11 @@ fn varlong_size(number: i64) -> usize {
     (64 - (zigzag(number) | 1).leading_zeros() as usize).div_ceil(7)
 }
 
-fn put_varlong(out: &mut BytesMut, number: i64) {
+fn put_varlong(out: &mut Vec<u8>, number: i64) {
     let mut raw = zigzag(number);
     while raw >= 0x80 {
-        out.extend_from_slice(&[raw as u8 | 0x80]);
+        out.push(raw as u8 | 0x80);
         raw >>= 7;
     }
-    out.extend_from_slice(&[raw as u8]);
+    out.push(raw as u8);
 }

@@ -52,24 +52,34 @@ impl Compression {
         }
     }
 
-    pub(super) fn compress(self, bytes: &[u8]) -> io::Result<Vec<u8>> {
+    /// The bytes compressed, behind so many zeroes.
+    pub(super) fn compress_behind(self, room: usize, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(room + bytes.len() / 2);
+        out.resize(room, 0);
         match self {
-            Self::None => Ok(bytes.to_vec()),
+            Self::None => {
+                out.extend_from_slice(bytes);
+                Ok(out)
+            }
             Self::Gzip => {
-                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+                let mut encoder = flate2::write::GzEncoder::new(out, flate2::Compression::default());
                 encoder.write_all(bytes)?;
                 encoder.finish()
             }
-            Self::Snappy => compress_snappy(bytes),
+            Self::Snappy => compress_snappy(out, bytes),
             Self::Lz4 => {
                 use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
                 // Kafka's reader refuses blocks that depend on each other.
                 let info = FrameInfo::new().block_mode(BlockMode::Independent).block_size(BlockSize::Max64KB);
-                let mut encoder = FrameEncoder::with_frame_info(info, Vec::new());
+                let mut encoder = FrameEncoder::with_frame_info(info, out);
                 encoder.write_all(bytes)?;
                 encoder.finish().map_err(io::Error::other)
             }
-            Self::Zstd => zstd::stream::encode_all(bytes, ZSTD_LEVEL),
+            Self::Zstd => {
+                let mut encoder = zstd::stream::Encoder::new(out, ZSTD_LEVEL)?;
+                encoder.write_all(bytes)?;
+                encoder.finish()
+            }
         }
     }
 
@@ -103,8 +113,8 @@ fn read_bounded(
     if out.len() > limit { Err(BatchError::TooLarge { limit }) } else { Ok(out) }
 }
 
-fn compress_snappy(bytes: &[u8]) -> io::Result<Vec<u8>> {
-    let mut out = XERIAL.to_vec();
+fn compress_snappy(mut out: Vec<u8>, bytes: &[u8]) -> io::Result<Vec<u8>> {
+    out.extend_from_slice(XERIAL);
     let mut encoder = snap::raw::Encoder::new();
     for block in bytes.chunks(SNAPPY_BLOCK_BYTES) {
         let compressed = encoder.compress_vec(block).map_err(io::Error::other)?;

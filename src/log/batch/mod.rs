@@ -9,7 +9,7 @@ mod error;
 mod header;
 mod record;
 
-pub use build::{BatchBuilder, ProducerStamp};
+pub use build::{BatchBuilder, PackedBatch, ProducerStamp, restamp};
 pub use compression::Compression;
 pub use error::BatchError;
 pub use header::{Attributes, BatchHeader, HEADER_BYTES, PREFIX_BYTES, TimestampType, size_of_next};

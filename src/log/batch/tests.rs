@@ -70,6 +70,24 @@ fn sequences_run_over_to_zero() {
     assert_eq!(BatchHeader::parse(&builder.build().unwrap()).unwrap().last_sequence(), 0);
 }
 
+#[test]
+fn a_restamped_batch_is_what_the_other_producer_would_have_sent() {
+    for compression in Compression::ALL {
+        let build = |stamp| {
+            let mut builder = BatchBuilder::new(compression);
+            builder.push(1_000, Some(b"k"), Some(&b"value ".repeat(100)), &[]);
+            builder.pack().unwrap().seal(stamp)
+        };
+        let [first, second] = [7, 8].map(|id| Some(ProducerStamp { id, epoch: 0, sequence: 40 }));
+        let batch = build(first);
+        let held = batch.clone();
+        assert_eq!(restamp(batch, second).unwrap(), build(second), "{compression}");
+        assert_eq!(held, build(first), "what somebody else holds does not change");
+        assert_eq!(restamp(held, None).unwrap(), build(None));
+    }
+    assert_eq!(ProducerStamp { id: 7, epoch: 0, sequence: i32::MAX }.after(2).sequence, 1);
+}
+
 type Content = (i64, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(Vec<u8>, Option<Vec<u8>>)>);
 
 fn content() -> impl Strategy<Value = Content> {
@@ -89,6 +107,15 @@ proptest! {
             let headers: Vec<Header> = headers.iter().map(header).collect();
             builder.push(*timestamp, key.as_deref(), value.as_deref(), &headers);
         }
+        let bound = |(_, key, value, headers): &Content| {
+            let header = |(key, value): &(Vec<u8>, Option<Vec<u8>>)| Header {
+                key: Bytes::copy_from_slice(key),
+                value: value.as_deref().map(Bytes::copy_from_slice),
+            };
+            let headers: Vec<Header> = headers.iter().map(header).collect();
+            BatchBuilder::record_size_bound(key.as_deref(), value.as_deref(), &headers)
+        };
+        prop_assert!(builder.size() <= HEADER_BYTES + contents.iter().map(bound).sum::<usize>());
         let batch = builder.build().unwrap();
         BatchHeader::verify(&batch).unwrap();
         let found: Vec<Record> = records(&batch, LIMIT).unwrap().map(Result::unwrap).collect();

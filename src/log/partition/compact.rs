@@ -58,12 +58,12 @@ impl Swap {
             });
             if replaced {
                 let path = dir.join(&name);
-                files.forget(&path);
-                files.disk().remove(&path)?;
+                files.change(&path, |disk| disk.remove(&path))?;
             }
         }
         files.disk().sync_dir(dir)?;
-        files.disk().rename(&self.path(dir, SWAP), &segment::path(dir, self.base, LOG))?;
+        let path = segment::path(dir, self.base, LOG);
+        files.change(&path, |disk| disk.rename(&self.path(dir, SWAP), &path))?;
         files.disk().sync_dir(dir)
     }
 }
@@ -82,6 +82,9 @@ impl LastOffsets {
     }
 
     fn is_last(&self, key: &[u8], offset: Offset) -> bool {
+        #[cfg(test)]
+        let offset =
+            if crate::log::planted(crate::log::Bug::CompactsTheNewest) { Offset(offset.0 - 1) } else { offset };
         self.by_key.get(&Self::digest(key)).is_none_or(|last| offset >= *last)
     }
 }
@@ -127,6 +130,8 @@ impl Log {
                 && segment.largest.0 > now_ms.saturating_sub(self.config.min_compaction_lag_ms)
         };
         let active = self.active().base;
+        #[cfg(test)]
+        let below = if crate::log::planted(crate::log::Bug::CompactsTheUncommitted) { active } else { below };
         let excluded =
             |segment: &&Segment| segment.base == active || self.upper_bound(segment.base) > below || young(segment);
         self.segments.values().find(excluded).map_or(active, |segment| segment.base)
@@ -192,6 +197,7 @@ impl Log {
         let decided = files.disk().rename(&cleaned, &path).and_then(|()| files.disk().sync_dir(&dir));
         decided.map_err(self.io("rename a compacted segment to", &path))?;
         // From here on there is no way back: who opens the log would go on.
+        self.disturbances.note();
         let completed = swap.complete(&files, &dir).and_then(|()| segment.spill(&files, &dir));
         if let Err(error) = completed {
             let error = self.io("complete a compaction in", &dir)(error);

@@ -65,6 +65,10 @@ impl Log {
             let active = segment.base == self.active().base;
             // Compaction may have emptied a closed segment; the active one is no older for being empty.
             let goes = if segment.bytes == 0 { !active } else { too_old || too_much };
+            #[cfg(test)]
+            let goes = goes || active && crate::log::planted(crate::log::Bug::DeletesTheActive);
+            #[cfg(test)]
+            let below = if crate::log::planted(crate::log::Bug::DeletesTheUncommitted) { end } else { below };
             if end > below || !goes {
                 break;
             }
@@ -97,6 +101,7 @@ impl Log {
         // Oldest first, each durably, so that a crash leaves no hole.
         while self.segments.len() > 1 && self.upper_bound(self.first().base) <= self.start {
             let base = self.first().base;
+            self.disturbances.note();
             self.first().remove(&self.files, &self.dir).map_err(self.io("remove a segment of", &self.dir))?;
             self.segments.remove(&base);
             if self.snapshot != Some(base) {
@@ -111,6 +116,7 @@ impl Log {
 
     fn cut_end(&mut self, offset: Offset, now_ms: i64) -> Result<(), LogError> {
         self.cuts += 1;
+        self.disturbances.note();
         let (files, dir) = (self.files.clone(), self.dir.clone());
         // Newest first, each durably, so that a crash leaves no hole. One that begins at the cut stays, empty: its snapshot may be
         // all that knows of producers whose batches were compacted away.
@@ -124,7 +130,13 @@ impl Log {
         let (position, end, is_hole) = self.place_of(offset).map_err(self.io("read", &path))?;
         // The indexes go first: what they cover is believed when the log is opened. Then the epochs.
         self.active_mut().cut_indexes(&files, &dir, end).map_err(self.io("cut an index in", &dir))?;
+        #[cfg(test)]
+        let held = self.epochs.clone();
         self.epochs.truncate_to(end);
+        #[cfg(test)]
+        if crate::log::planted(crate::log::Bug::EpochsOutliveACut) {
+            self.epochs = held;
+        }
         self.epochs_changed = true;
         self.write_epochs()?;
         let snapshots = self.snapshots_above(end)?;
@@ -144,6 +156,10 @@ impl Log {
         self.damages.retain(|damage| damage.offsets.start < end);
         self.recount(position, end).map_err(self.io("read", &path))?;
         let kept = self.snapshot_offsets()?;
+        #[cfg(test)]
+        if crate::log::planted(crate::log::Bug::ProducersOutliveACut) {
+            return Ok(());
+        }
         self.load_producers(kept, now_ms)?;
         if is_hole && end < offset {
             // Compaction has left a hole before the cut: its offsets stay used.
@@ -156,7 +172,7 @@ impl Log {
     /// and whether that batch lies wholly behind the offset.
     fn place_of(&self, offset: Offset) -> std::io::Result<(u64, Offset, bool)> {
         let segment = self.active();
-        let (from, _) = segment.floor(&self.files, &self.dir, Offset(offset.0 - 1))?;
+        let from = segment.floor(&self.files, &self.dir, Offset(offset.0 - 1))?;
         let file = self.files.reader(&self.path(segment.base, LOG))?;
         let scan = Scan { from, end: segment.bytes, expected: None, below: self.end, verify: false };
         let mut scanner = Scanner::new(file, scan);
@@ -220,6 +236,7 @@ impl Log {
 
     fn drop_all(&mut self, offset: Offset) -> Result<(), LogError> {
         self.cuts += 1;
+        self.disturbances.note();
         let (files, dir) = (self.files.clone(), self.dir.clone());
         while let Some((base, segment)) = self.segments.pop_last() {
             let removed = segment.remove(&files, &dir);

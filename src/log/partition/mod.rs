@@ -5,6 +5,7 @@ mod compact;
 mod config;
 mod cut;
 mod open;
+mod plan;
 mod read;
 mod sync;
 
@@ -17,8 +18,12 @@ pub use append::AppendInfo;
 pub use compact::Compacted;
 pub use config::LogConfig;
 pub use open::OpenOptions;
+pub use plan::ReadPlan;
+pub(super) use plan::relative;
 pub use read::{Fetched, TimestampOffset};
 pub use sync::SyncTicket;
+
+use plan::Disturbances;
 
 use super::producers::Producers;
 use super::segment::{self, Segment};
@@ -51,6 +56,7 @@ pub struct Log {
     cleaned: Offset,
     /// Rises with every cut, so that a sync that began before says nothing about what came after.
     cuts: u64,
+    disturbances: Disturbances,
     poisoned: Option<String>,
 }
 
@@ -174,6 +180,13 @@ impl Log {
     fn poison(&mut self, error: LogError) -> LogError {
         self.poisoned.get_or_insert(error.to_string());
         error
+    }
+}
+
+impl Drop for Log {
+    /// Its directory may become another's.
+    fn drop(&mut self) {
+        self.disturbances.note();
     }
 }
 

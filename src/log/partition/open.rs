@@ -15,6 +15,7 @@ use super::super::scan::{Found, Scan, Scanner};
 use super::super::segment::{self, LOG, SNAPSHOT, Segment};
 use super::super::{Damage, EpochHistory, Files, LogError, TopicPartition};
 use super::compact::{self, Swap};
+use super::plan::Disturbances;
 use super::{Log, LogConfig};
 use crate::disk;
 use crate::types::{Offset, TopicId};
@@ -119,6 +120,7 @@ impl Log {
             damages: Vec::new(),
             cleaned: options.cleaned,
             cuts: 0,
+            disturbances: Disturbances::default(),
             poisoned: None,
         };
         log.load(&names, options.is_synced)?;
@@ -150,10 +152,11 @@ impl Log {
                 self.recover(base, below, whole, !whole || all)?;
             }
         }
-        if !is_synced && self.active().bytes > 0 {
+        if !is_synced {
             let path = self.path(last, LOG);
+            // The name too: who began the segment may have been killed before it was durable.
             let synced = files.disk().append(&path).and_then(|mut file| file.sync());
-            synced.map_err(self.io("sync", &path))?;
+            synced.and_then(|()| files.disk().sync_dir(&dir)).map_err(self.io("sync", &path))?;
         }
         self.synced = self.end;
         let held = self.epochs.clone();
@@ -241,7 +244,10 @@ impl Log {
         let path = self.path(base, LOG);
         let file: Arc<dyn disk::ReadFile> = files.disk().open(&path)?.into();
         let expected = awaited.is_none().then_some(base);
-        let scan = Scan { from, end: self.segment_mut(base).bytes, expected, below, verify: true };
+        let verify = true;
+        #[cfg(test)]
+        let verify = verify && !crate::log::planted(crate::log::Bug::TornTailTrusted);
+        let scan = Scan { from, end: self.segment_mut(base).bytes, expected, below, verify };
         let mut scanner = Scanner::new(file, scan);
         let mut end = (from, base);
         while let Some(found) = scanner.next()? {
@@ -291,6 +297,10 @@ impl Log {
             }
             self.remove_snapshot(offset)?;
         }
+        #[cfg(test)]
+        if crate::log::planted(crate::log::Bug::ProducersForgotten) {
+            return Ok(());
+        }
         self.replay_producers(self.snapshot.unwrap_or(self.first().base), now_ms)
     }
 
@@ -310,7 +320,7 @@ impl Log {
     fn replay_segment(&mut self, base: Offset, from: Offset, now_ms: i64) -> std::io::Result<()> {
         let below = self.upper_bound(base);
         let segment = self.segment_of(base);
-        let (position, _) = segment.floor(&self.files, &self.dir, from)?;
+        let position = segment.floor(&self.files, &self.dir, from)?;
         let file = self.files.disk().open(&self.path(base, LOG))?.into();
         let scan = Scan { from: position, end: segment.bytes, expected: None, below, verify: false };
         let mut scanner = Scanner::new(file, scan);

@@ -25,6 +25,10 @@ pub struct SyncTicket {
 impl SyncTicket {
     /// Makes durable what was appended before the ticket was made.
     pub fn run(&self) -> io::Result<()> {
+        #[cfg(test)]
+        if crate::log::planted(crate::log::Bug::SyncSkipped) {
+            return Ok(());
+        }
         self.writer.lock().unwrap_or_else(PoisonError::into_inner).sync()
     }
 }
@@ -52,6 +56,12 @@ impl Log {
             let error = self.io("sync", &ticket.path)(error);
             return Err(self.poison(error));
         }
+        #[cfg(test)]
+        let ticket = if crate::log::planted(crate::log::Bug::SyncSaysMore) {
+            SyncTicket { end: self.end, ..ticket }
+        } else {
+            ticket
+        };
         if ticket.cuts == self.cuts {
             self.synced = self.synced.max(ticket.end);
         }
@@ -87,8 +97,11 @@ impl Log {
 
     /// Writes the indexes, and before them the epochs: who opens the log reads neither batches nor epochs again of what the
     /// index covers. Only what is synced may be in them.
-    fn spill(&mut self) -> Result<(), LogError> {
-        if self.is_dirty() {
+    pub(super) fn spill(&mut self) -> Result<(), LogError> {
+        let is_dirty = self.is_dirty();
+        #[cfg(test)]
+        let is_dirty = is_dirty && !crate::log::planted(crate::log::Bug::IndexAhead);
+        if is_dirty {
             return Ok(());
         }
         self.write_epochs()?;

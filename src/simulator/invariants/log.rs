@@ -86,6 +86,8 @@ impl World {
         if position.version <= checker.highest_seen && !is_same {
             checker.break_rule(2, || format!("a history is restored at {position}, which was given out before"));
         }
+        // The same restore again: what was granted on top of the first one is lost with every copy of it.
+        checker.epochs_granted.retain(|epoch, _| epoch.0 <= position.version.0);
         for (id, node) in &image.storage {
             checker.node_epochs.insert(*id, node.epoch);
             if let Some(controller) = node.pairing {

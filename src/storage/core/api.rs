@@ -1,5 +1,6 @@
 //! What goes into a storage node's core and what comes out of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,8 +8,8 @@ use bytes::Bytes;
 
 use crate::metadata::{Image, Message};
 use crate::types::{
-    ClusterId, Connection, ControllerEpoch, ControllerId, DirectoryId, IncarnationId, LeaderEpoch, PartitionId,
-    Position, StorageId, TopicId,
+    ClusterId, Connection, ControllerEpoch, ControllerId, DirectoryId, IncarnationId, LeaderEpoch, NodeEpoch,
+    PartitionEpoch, PartitionId, Position, StorageId, TopicId,
 };
 use crate::wire::admin::{NodeRegister, PartitionAlter};
 use crate::wire::{FetchRequest, Health, Heartbeat, PushAck};
@@ -98,6 +99,69 @@ pub struct Leadership {
     pub leader_epoch: LeaderEpoch,
 }
 
+/// A partition, by its topic's id: one that was deleted and created anew is another.
+pub type Place = (TopicId, PartitionId);
+
+/// Who this node is in its present incarnation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Member {
+    pub cluster: ClusterId,
+    pub storage: StorageId,
+    pub node_epoch: NodeEpoch,
+}
+
+/// A storage node as the metadata has it: only who is active, in this incarnation, can be in sync.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Peer {
+    pub node_epoch: NodeEpoch,
+    pub active: bool,
+}
+
+/// What the metadata on this node's disk says of a partition of which it holds a replica.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Assignment {
+    pub leader: Option<StorageId>,
+    pub leader_epoch: LeaderEpoch,
+    pub partition_epoch: PartitionEpoch,
+    pub isr: Vec<StorageId>,
+    pub replicas: Vec<StorageId>,
+    pub min_insync: usize,
+    /// Its leader came from an unclean election, and is to say that it has recovered.
+    pub recovering: bool,
+}
+
+/// A replica that this node holds no longer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unassigned {
+    pub place: Place,
+    /// Somebody deleted the topic, or gave the replica to another node. Otherwise the history that is followed now does not know
+    /// the topic: the records may be all that is left of it.
+    pub is_deliberate: bool,
+}
+
+/// What a leader would have the controller make of its in-sync replicas.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct InSyncWish {
+    pub place: Place,
+    pub leader_epoch: LeaderEpoch,
+    pub partition_epoch: PartitionEpoch,
+    pub members: Vec<(StorageId, NodeEpoch)>,
+    /// Change nothing but the partition epoch.
+    pub settles: bool,
+    /// The leader has recovered from an unclean election.
+    pub recovered: bool,
+}
+
+/// What became of a wish that was asked of the controller.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InSyncOutcome {
+    pub place: Place,
+    pub leader_epoch: LeaderEpoch,
+    pub on_top_of: PartitionEpoch,
+    /// False where it was refused, or nothing is known.
+    pub granted: bool,
+}
+
 /// A step of the history as the disk keeps it: a change, or versions that changed nothing (no messages).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Applied {
@@ -168,6 +232,9 @@ pub enum Input {
     SnapshotUnusable {
         words: String,
     },
+    /// Ask the controller for these in-sync replicas. Each is answered by one [`Effect::InSyncAnswers`], unless a newer wish
+    /// for the same partition replaced it.
+    InSyncWishes(Vec<InSyncWish>),
     /// A fresh measurement. What the core itself knows, it fills in.
     Health(Health),
     /// The services file, hence the subjects, changed.
@@ -243,6 +310,18 @@ pub enum Effect {
         gained: Vec<Leadership>,
         lost: Vec<Leadership>,
     },
+    /// Who this node is. It comes before any [`Effect::Replicas`].
+    Member(Member),
+    /// All storage nodes of the metadata, as they changed.
+    Peers(BTreeMap<StorageId, Peer>),
+    /// The replicas that this node holds, as they changed. A leadership that was lost is told at once, as an assignment without a
+    /// leader; everything else once it is on the disk.
+    Replicas {
+        assigned: Vec<(Place, Assignment)>,
+        unassigned: Vec<Unassigned>,
+    },
+    /// The answers to [`Input::InSyncWishes`].
+    InSyncAnswers(Vec<InSyncOutcome>),
     Log {
         level: Level,
         words: String,

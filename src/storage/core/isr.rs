@@ -1,63 +1,78 @@
-//! The leader's wish for in-sync replicas: every replica whose node is active belongs to them, since logs are empty. For the same
-//! reason a leader that came from an unclean election has recovered once it leads, and says so.
+//! What a leader's replicas wish of the controller: batched, one request under way, and what became of each.
 //!
-//! Batched, one request under way. It is looked at anew with each applied change and after each refusal.
+//! Nothing is asked twice by itself: a refusal or a lost answer goes back to whoever wished, who looks at it anew.
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
 use super::backoff::{Retry, Waiting};
-use super::{Call, CallError, Effect, Level, StorageCore, answer_of};
-use crate::metadata::{Image, Partition};
-use crate::types::{Monotonic, PartitionId, StorageId, TopicId};
+use super::{Call, CallError, Effect, InSyncOutcome, InSyncWish, Level, Place, StorageCore, answer_of};
+use crate::types::Monotonic;
 use crate::wire::admin::{IsrMember, IsrRequest, PartitionAlter, PartitionAltered};
 
 #[derive(Default)]
 pub(super) struct Isr {
-    /// Something changed since the last look.
-    pub(super) dirty: bool,
+    /// Not asked yet: one per partition.
+    wishes: BTreeMap<Place, InSyncWish>,
+    asked: Vec<InSyncWish>,
     waiting: Option<Waiting>,
     retry: Retry,
 }
 
 impl Isr {
-    pub(super) fn connection_changed(&mut self) {
-        self.waiting = None;
-        self.retry.reset();
-        self.dirty = true;
-    }
-
     pub(super) fn deadlines(&self) -> impl Iterator<Item = Monotonic> {
-        let retry = if self.dirty { self.retry.due_at() } else { None };
+        let retry = if self.wishes.is_empty() || self.waiting.is_some() { None } else { self.retry.due_at() };
         [self.waiting.map(|waiting| waiting.until), retry].into_iter().flatten()
     }
 }
 
 impl StorageCore {
+    pub(super) fn in_sync_wishes(&mut self, wishes: Vec<InSyncWish>) {
+        self.isr.wishes.extend(wishes.into_iter().map(|wish| (wish.place, wish)));
+    }
+
+    /// The connection changed: what was under way has no answer any more.
+    pub(super) fn isr_interrupted(&mut self, out: &mut Vec<Effect>) {
+        self.isr.waiting = None;
+        self.isr.retry.reset();
+        self.answer_wishes(out, |_| false);
+    }
+
     pub(super) fn step_isr(&mut self, now: Monotonic, out: &mut Vec<Effect>) {
         if self.isr.waiting.is_some_and(|waiting| now >= waiting.until) {
-            self.isr_failed(now);
+            self.isr_failed(now, out);
         }
-        if !self.isr.dirty || self.isr.waiting.is_some() || !self.isr.retry.is_due(now) || !self.may_lead(now) {
+        if self.isr.wishes.is_empty() || self.isr.waiting.is_some() {
             return;
         }
-        self.isr.dirty = false;
         let (Some(storage), Some(node_epoch)) = (self.my_id(), self.registration.node_epoch) else { return };
-        let Some(image) = self.history.image() else { return };
-        let wished = self.leads.under.iter().filter_map(|&(topic, partition)| wish(image, storage, topic, partition));
-        let (mut room, mut is_full) = (self.settings.request_max_bytes, false);
-        let fits = |wish: &IsrRequest| {
-            // A single one goes in any case: it is far smaller than any message may be.
-            let left = room.checked_sub(size(wish)).or((room == self.settings.request_max_bytes).then_some(0));
-            is_full |= left.is_none();
-            room = left.unwrap_or(0);
-            left.is_some()
-        };
-        let partitions: Vec<_> = wished.take(self.settings.isr_batch).take_while(fits).collect();
-        if partitions.is_empty() {
+        if !self.may_lead(now) {
+            // Whoever may not lead asks for nothing.
+            let wishes = std::mem::take(&mut self.isr.wishes);
+            self.isr.asked.extend(wishes.into_values());
+            self.answer_wishes(out, |_| false);
             return;
         }
-        // What did not fit is looked at again after the answer.
-        self.isr.dirty = is_full || partitions.len() == self.settings.isr_batch;
+        if !self.isr.retry.is_due(now) {
+            return;
+        }
+        let (mut room, mut asked) = (self.settings.request_max_bytes, Vec::new());
+        while asked.len() < self.settings.isr_batch
+            && let Some((place, wish)) = self.isr.wishes.pop_first()
+        {
+            // A single one goes in any case: it is far smaller than any message may be.
+            match room.checked_sub(size(&wish)) {
+                None if !asked.is_empty() => {
+                    self.isr.wishes.insert(place, wish);
+                    break;
+                }
+                left => room = left.unwrap_or(0),
+            }
+            asked.push(wish);
+        }
+        let partitions = asked.iter().map(request).collect();
+        self.isr.asked = asked;
         let call = self.call();
         self.isr.waiting = Some(Waiting { call, until: now + self.settings.request_timeout });
         out.push(Effect::RequestIsr { call, request: PartitionAlter { storage, node_epoch, partitions } });
@@ -70,73 +85,74 @@ impl StorageCore {
         result: Result<Bytes, CallError>,
         out: &mut Vec<Effect>,
     ) {
-        if self.isr.waiting.take_if(|waiting| waiting.call == call).is_none() {
+        if self.isr.waiting.is_none_or(|waiting| waiting.call != call) {
             return;
         }
         let answer = match result {
             Ok(body) => answer_of::<PartitionAltered>(&body),
             Err(CallError::NoResponders | CallError::Timeout) => {
-                self.isr_failed(now);
+                self.isr_failed(now, out);
                 return;
             }
         };
         let refused = match answer {
-            Ok(answer) => answer.partitions.into_iter().find_map(|outcome| outcome.error),
-            Err(error) => Some(error),
-        };
-        match refused {
-            None => self.isr.retry.reset(),
-            Some(error) => {
-                self.isr_failed(now);
-                self.complain(now, "isr", Level::Info, out, || {
-                    format!("in-sync replicas were not changed as asked, it is tried again: {error}")
-                });
+            Ok(answer) => {
+                let refused = answer.partitions.iter().find_map(|outcome| outcome.error.clone());
+                let granted = answer.partitions.iter().filter(|outcome| outcome.error.is_none());
+                let granted: Vec<Place> = granted.map(|outcome| (outcome.topic_id, outcome.partition)).collect();
+                self.isr.waiting = None;
+                self.isr.retry.reset();
+                self.answer_wishes(out, |place| granted.contains(&place));
+                refused
             }
+            Err(error) => {
+                self.isr_failed(now, out);
+                Some(error)
+            }
+        };
+        if let Some(error) = refused {
+            self.complain(now, "isr", Level::Info, out, || {
+                format!("in-sync replicas were not changed as asked, it is tried again: {error}")
+            });
         }
     }
 
-    fn isr_failed(&mut self, now: Monotonic) {
+    fn isr_failed(&mut self, now: Monotonic, out: &mut Vec<Effect>) {
         self.isr.waiting = None;
-        self.isr.dirty = true;
         self.isr.retry.failed(now, &self.settings, &mut self.jitter);
+        self.answer_wishes(out, |_| false);
+    }
+
+    fn answer_wishes(&mut self, out: &mut Vec<Effect>, granted: impl Fn(Place) -> bool) {
+        let outcome = |wish: InSyncWish| InSyncOutcome {
+            place: wish.place,
+            leader_epoch: wish.leader_epoch,
+            on_top_of: wish.partition_epoch,
+            granted: granted(wish.place),
+        };
+        let outcomes: Vec<_> = std::mem::take(&mut self.isr.asked).into_iter().map(outcome).collect();
+        if !outcomes.is_empty() {
+            out.push(Effect::InSyncAnswers(outcomes));
+        }
     }
 }
 
 /// At most so many bytes as JSON.
-fn size(wish: &IsrRequest) -> usize {
-    const ONE: usize = 192;
+fn size(wish: &InSyncWish) -> usize {
+    const ONE: usize = 208;
     const MEMBER: usize = 64;
-    ONE + MEMBER * wish.isr.len()
+    ONE + MEMBER * wish.members.len()
 }
 
-/// All replicas that can be in sync, where they are more than now or the partition is to recover. None where a member cannot be asked for at present: the
-/// controller is about to take it out.
-fn wish(image: &Image, me: StorageId, topic: TopicId, number: PartitionId) -> Option<IsrRequest> {
-    let partition = image.partition(topic, number)?;
-    if partition.leader != Some(me) {
-        return None;
+fn request(wish: &InSyncWish) -> IsrRequest {
+    let member = |(storage, node_epoch): &(_, _)| IsrMember { storage: *storage, node_epoch: *node_epoch };
+    IsrRequest {
+        topic_id: wish.place.0,
+        partition: wish.place.1,
+        leader_epoch: wish.leader_epoch,
+        partition_epoch: wish.partition_epoch,
+        isr: wish.members.iter().map(member).collect(),
+        recovered: wish.recovered,
+        settles: wish.settles,
     }
-    let fit = |node: StorageId| node == me || image.is_active(node);
-    let grows = partition.replicas.iter().any(|node| fit(*node) && !partition.in_sync(*node));
-    let recovered = image.is_recovering(topic, number);
-    if !(grows || recovered) || !partition.isr().all(fit) {
-        return None;
-    }
-    Some(IsrRequest {
-        topic_id: topic,
-        partition: number,
-        leader_epoch: partition.leader_epoch,
-        partition_epoch: partition.epoch,
-        isr: members(image, partition, fit)?,
-        recovered,
-        settles: false,
-    })
-}
-
-fn members(image: &Image, partition: &Partition, fit: impl Fn(StorageId) -> bool) -> Option<Vec<IsrMember>> {
-    let member = |node: &StorageId| {
-        let node_epoch = image.storage.get(node)?.epoch;
-        Some(IsrMember { storage: *node, node_epoch })
-    };
-    partition.replicas.iter().filter(|node| fit(**node)).map(member).collect()
 }

@@ -5,11 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::{Effect, Leadership, StorageCore};
+use super::{Effect, Leadership, Place, StorageCore};
 use crate::metadata::{History, Partition, Record, StorageNode};
 use crate::types::{LeaderEpoch, Monotonic, PartitionId, StorageId, TopicId, Version};
-
-type Place = (TopicId, PartitionId);
 
 #[derive(Default)]
 pub(super) struct Leads {
@@ -18,11 +16,13 @@ pub(super) struct Leads {
     touched: BTreeSet<Place>,
     /// Topics of which more than single partitions changed.
     topics: BTreeSet<TopicId>,
+    /// Topics that somebody deleted, as long as replicas of theirs are to be given up.
+    pub(super) deleted: BTreeSet<TopicId>,
+    /// Some storage node changed.
+    pub(super) nodes_changed: bool,
     lost: Vec<Leadership>,
     /// Begin when this version is on the disk.
     gaining: VecDeque<(Version, Leadership)>,
-    /// Led by this node, and not every replica is in sync, or it is to say that it has recovered.
-    pub(super) under: BTreeSet<Place>,
 }
 
 impl Leads {
@@ -38,38 +38,43 @@ impl Leads {
     pub(super) fn touched(&mut self, records: &[Record]) {
         for record in records {
             match record {
+                Record::TopicDeleted { topic_id } => {
+                    self.topics.insert(*topic_id);
+                    self.deleted.insert(*topic_id);
+                }
                 Record::TopicCreated { topic_id, .. }
                 | Record::PartitionsAdded { topic_id, .. }
-                | Record::TopicDeleted { topic_id } => {
+                | Record::TopicConfigured { topic_id, .. } => {
                     self.topics.insert(*topic_id);
                 }
                 Record::PartitionsChanged { topic_id, changes } => {
                     self.touched.extend(changes.iter().map(|change| (*topic_id, change.partition)));
                 }
-                Record::ClusterFounded { .. }
-                | Record::ClusterRestored { .. }
-                | Record::ControllerElected { .. }
-                | Record::SnapshotCommitted { .. }
+                // A restore fences every node.
+                Record::ClusterRestored { .. }
                 | Record::StorageRegistered { .. }
                 | Record::StorageStateChanged { .. }
                 | Record::StorageReplaced { .. }
-                | Record::StorageRemoved { .. }
+                | Record::StorageRemoved { .. } => self.nodes_changed = true,
+                Record::ClusterFounded { .. }
+                | Record::ControllerElected { .. }
+                | Record::SnapshotCommitted { .. }
                 | Record::PairingChanged { .. }
-                | Record::TopicConfigured { .. }
                 | Record::NoOp {} => {}
             }
         }
     }
 
-    /// Looks at everything, after the history was replaced.
-    pub(super) fn reread(&mut self, history: &History, me: Option<StorageId>) {
+    /// Everything is to be looked at, after the history was replaced.
+    fn touched_all(&mut self, history: &History) {
         self.topics.extend(history.image().into_iter().flat_map(|image| image.topics.keys().copied()));
         self.topics.extend(self.held.keys().map(|(topic, _)| *topic));
         self.gaining.clear();
-        self.look(history, me);
+        self.nodes_changed = true;
     }
 
-    fn look(&mut self, history: &History, me: Option<StorageId>) {
+    /// Looks at what was touched, and says what that was.
+    fn look(&mut self, history: &History, me: Option<StorageId>) -> BTreeSet<Place> {
         let image = history.image();
         for topic in std::mem::take(&mut self.topics) {
             let count =
@@ -78,26 +83,16 @@ impl Leads {
             self.touched.extend(known.chain((0..count).map(|partition| (topic, partition))));
         }
         let version = history.position().version;
-        for place in std::mem::take(&mut self.touched) {
+        let touched = std::mem::take(&mut self.touched);
+        for place in &touched {
             let partition = image.and_then(|image| image.partition(place.0, place.1));
-            let is_recovering = image.is_some_and(|image| image.is_recovering(place.0, place.1));
-            self.look_at(place, partition, is_recovering, version, me);
+            self.look_at(*place, partition, version, me);
         }
+        touched
     }
 
-    fn look_at(
-        &mut self,
-        place: Place,
-        partition: Option<&Partition>,
-        is_recovering: bool,
-        version: Version,
-        me: Option<StorageId>,
-    ) {
+    fn look_at(&mut self, place: Place, partition: Option<&Partition>, version: Version, me: Option<StorageId>) {
         let led = partition.filter(|partition| me.is_some() && partition.leader == me);
-        match led {
-            Some(partition) if partition.under_replicated() || is_recovering => self.under.insert(place),
-            Some(_) | None => self.under.remove(&place),
-        };
         let epoch = led.map(|partition| partition.leader_epoch);
         let held = self.held.get(&place).copied();
         if epoch == held {
@@ -124,12 +119,31 @@ impl StorageCore {
     /// Whether the node may serve what it leads: this incarnation is registered and in the metadata as such, works there, and
     /// its lease on the present connection runs.
     pub fn may_lead(&self, now: Monotonic) -> bool {
-        let serves = self.me().is_some_and(|node| {
+        self.serves() && !self.ended && self.session.lease_holds(now)
+    }
+
+    /// Whether the metadata has this incarnation working.
+    fn serves(&self) -> bool {
+        self.me().is_some_and(|node| {
             node.state.serves()
                 && node.incarnation == self.identity.incarnation
                 && Some(node.epoch) == self.registration.node_epoch
-        });
-        serves && !self.ended && self.session.lease_holds(now)
+        })
+    }
+
+    /// Whoever has just become active asks for its lease at once: until then what it leads is led by nobody.
+    pub(super) fn hasten_lease(&mut self, now: Monotonic) {
+        let serves = self.serves();
+        let news = serves && !self.session.served && self.is_saved();
+        self.session.served = serves && (self.session.served || news);
+        if news && !self.session.lease_holds(now) {
+            self.session.hasten(now);
+        }
+    }
+
+    /// Until when the node may serve what it leads unless something else is told; None: it may not.
+    pub fn may_lead_until(&self, now: Monotonic) -> Option<Monotonic> {
+        self.session.lease_until().filter(|_| self.may_lead(now))
     }
 
     pub(super) fn tell_may_lead(&mut self, now: Monotonic, out: &mut Vec<Effect>) {
@@ -140,10 +154,26 @@ impl StorageCore {
         }
     }
 
+    /// Looks at everything, after the history was replaced.
+    pub(super) fn reread(&mut self) {
+        self.leads.touched_all(&self.history);
+        self.assignments.reread();
+        self.look();
+    }
+
+    fn look(&mut self) {
+        let (me, version) = (self.my_id(), self.history.position().version);
+        for topic in &self.leads.topics {
+            self.leads.touched.extend(self.assignments.of_topic(*topic));
+        }
+        let touched = self.leads.look(&self.history, me);
+        self.assignments.touched(touched, self.history.image(), me, version);
+    }
+
     pub(super) fn announce_lost(&mut self, out: &mut Vec<Effect>) {
-        let me = self.my_id();
-        self.leads.look(&self.history, me);
+        self.look();
         let lost = std::mem::take(&mut self.leads.lost);
+        self.announce_resigned(&lost, out);
         if !lost.is_empty() {
             out.push(Effect::Leads { gained: Vec::new(), lost });
         }

@@ -8,6 +8,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod api;
+mod assignments;
 mod backoff;
 mod drain;
 mod fetch;
@@ -24,7 +25,10 @@ mod vet;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use api::{Applied, Call, CallError, Effect, FetchReply, Identity, Input, Leadership, Level, Settings, Token};
+pub use api::{
+    Applied, Assignment, Call, CallError, Effect, FetchReply, Identity, InSyncOutcome, InSyncWish, Input, Leadership,
+    Level, Member, Peer, Place, Settings, Token, Unassigned,
+};
 
 use crate::metadata::History;
 use crate::types::{ControllerEpoch, ControllerId, Monotonic, NodeEpoch, Position};
@@ -48,6 +52,7 @@ pub struct StorageCore {
     registration: registration::Registration,
     fetch: fetch::Fetch,
     leads: leads::Leads,
+    assignments: assignments::Assignments,
     isr: isr::Isr,
     drain: Option<drain::Drain>,
     said_may_lead: bool,
@@ -62,9 +67,7 @@ impl StorageCore {
     pub fn new(identity: Identity, settings: Settings, history: History, controller_epoch: ControllerEpoch) -> Self {
         let controller_epoch = controller_epoch.max(history.controller_epoch());
         let disk = persist::OnDisk { position: history.position(), controller_epoch };
-        let mut leads = leads::Leads::default();
-        leads.reread(&history, identity.storage);
-        Self {
+        let mut core = Self {
             jitter: backoff::Jitter(settings.jitter_seed),
             calls: 0,
             now: Monotonic(0),
@@ -73,7 +76,8 @@ impl StorageCore {
             session: session::Session::default(),
             registration: registration::Registration::default(),
             fetch: fetch::Fetch::default(),
-            leads,
+            leads: leads::Leads::default(),
+            assignments: assignments::Assignments::default(),
             isr: isr::Isr::default(),
             drain: None,
             said_may_lead: false,
@@ -83,7 +87,9 @@ impl StorageCore {
             identity,
             settings,
             history,
-        }
+        };
+        core.reread();
+        core
     }
 
     /// Takes one input. Effects are appended to `out`, to be carried out in their order.
@@ -119,6 +125,7 @@ impl StorageCore {
             Input::PersistFailed { words, fatal } => self.persist_failed(now, words, fatal, out),
             Input::SnapshotInstalled { image, position } => self.snapshot_installed(*image, position, out),
             Input::SnapshotUnusable { words } => self.snapshot_unusable(now, &words, out),
+            Input::InSyncWishes(wishes) => self.in_sync_wishes(wishes),
             Input::Health(health) => self.session.health = health,
             Input::ServicesChanged => self.services_changed(out),
             Input::Shutdown => self.shutdown(now, out),
@@ -131,8 +138,10 @@ impl StorageCore {
         }
         self.step_drain(now, out);
         self.announce_gained(out);
+        self.announce_assignments(out);
         self.tell_may_lead(now, out);
         self.step_registration(now, out);
+        self.hasten_lease(now);
         self.step_heartbeat(now, out);
         self.step_disk(now, out);
         self.step_fetch(now, out);

@@ -88,7 +88,6 @@ impl StorageCore {
         self.announce_lost(out);
         let after = self.history.position();
         if after != before {
-            self.isr.dirty = true;
             self.fetch.progressed();
             self.log(Level::Info, out, || format!("applied metadata {} to {}", before.version, after.version));
         }
@@ -254,8 +253,7 @@ impl StorageCore {
         let controller_epoch = self.disk.controller_epoch.max(image.controller_epoch());
         self.history = History::from_image(image, position);
         self.disk = OnDisk { position, controller_epoch };
-        self.leads.reread(&self.history, self.identity.storage);
-        self.isr.dirty = true;
+        self.reread();
         self.fetch.progressed();
         self.fetch.installed();
         self.log(Level::Info, out, || format!("took the snapshot at version {}", position.version));

@@ -34,6 +34,8 @@ pub(super) struct Session {
     pub(super) due: Option<Monotonic>,
     /// Until when the node may lead.
     lease_until: Option<Monotonic>,
+    /// The metadata on the disk has this incarnation working, and the lease was asked for.
+    pub(super) served: bool,
     heard: Option<Heard>,
     /// Who answered last.
     pub(super) active: Option<ControllerId>,
@@ -80,6 +82,17 @@ impl Session {
         self.connection.is_some() && self.lease_until.is_some_and(|until| now < until)
     }
 
+    /// The next heartbeat is due now.
+    pub(super) fn hasten(&mut self, now: Monotonic) {
+        if self.due.is_some() {
+            self.due = Some(now);
+        }
+    }
+
+    pub(super) fn lease_until(&self) -> Option<Monotonic> {
+        self.lease_until
+    }
+
     pub(super) fn revoke(&mut self) {
         self.lease_until = None;
     }
@@ -96,7 +109,7 @@ impl StorageCore {
         self.session.connected(now, connection);
         self.registration.connection_changed();
         self.fetch.connection_changed();
-        self.isr.connection_changed();
+        self.isr_interrupted(out);
     }
 
     pub(super) fn disconnected(&mut self, now: Monotonic, out: &mut Vec<Effect>) {
@@ -104,7 +117,7 @@ impl StorageCore {
         self.tell_may_lead(now, out);
         self.registration.connection_changed();
         self.fetch.connection_changed();
-        self.isr.connection_changed();
+        self.isr_interrupted(out);
         self.log(Level::Warn, out, || {
             "the connection to NATS is lost: this node leads nothing until it is back".into()
         });

@@ -6,13 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::replication::{AckError, EpochHistory};
-use crate::storage::core::{Call, CallError, Token};
-use crate::types::{
-    ClusterId, LeaderEpoch, NodeEpoch, Offset, PartitionEpoch, PartitionId, StorageId, TopicId, WallTime,
-};
-
-/// A partition, by its topic's id: one that was deleted and created anew is another.
-pub type Place = (TopicId, PartitionId);
+use crate::storage::core::{Assignment, Call, CallError, InSyncOutcome, InSyncWish, Member, Peer, Place, Token};
+use crate::types::{LeaderEpoch, Offset, StorageId, WallTime};
 
 /// One replica's log as the engine needs it: what is written is readable at once, and on the disk after a flush.
 pub trait Log {
@@ -36,14 +31,6 @@ pub trait Log {
     fn restart_at(&mut self, start: Offset) -> Result<(), Self::Error>;
     /// Deletes what lies wholly before `start`.
     fn delete_before(&mut self, start: Offset) -> Result<(), Self::Error>;
-}
-
-/// Who this node is in its present incarnation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Member {
-    pub cluster: ClusterId,
-    pub storage: StorageId,
-    pub node_epoch: NodeEpoch,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -79,24 +66,6 @@ impl Default for Settings {
             waiting_max: 4_096,
         }
     }
-}
-
-/// What the metadata on this node's disk says of a partition of which it holds a replica.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Assignment {
-    pub leader: Option<StorageId>,
-    pub leader_epoch: LeaderEpoch,
-    pub partition_epoch: PartitionEpoch,
-    pub isr: Vec<StorageId>,
-    pub replicas: Vec<StorageId>,
-    pub min_insync: usize,
-}
-
-/// A storage node as the metadata has it: only who is active, in this incarnation, can be in sync.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Peer {
-    pub node_epoch: NodeEpoch,
-    pub active: bool,
 }
 
 /// A log's end at some moment.
@@ -159,12 +128,7 @@ pub enum Input<L> {
     /// The answer to [`Effect::Flush`]: each log is on the disk up to here.
     Flushed(Vec<LogEnd>),
     /// The answer to [`Effect::AskInSync`], of one of its partitions.
-    InSyncAnswer {
-        place: Place,
-        leader_epoch: LeaderEpoch,
-        on_top_of: PartitionEpoch,
-        granted: bool,
-    },
+    InSyncAnswer(InSyncOutcome),
     /// Time has passed.
     Tick,
 }
@@ -182,17 +146,6 @@ pub enum AppendError<E> {
     Log(E),
 }
 
-/// What a leader would have the controller make of its in-sync replicas.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct InSyncWish {
-    pub place: Place,
-    pub leader_epoch: LeaderEpoch,
-    pub partition_epoch: PartitionEpoch,
-    pub members: Vec<(StorageId, NodeEpoch)>,
-    /// Change nothing but the partition epoch.
-    pub settles: bool,
-}
-
 #[derive(Clone, PartialEq, Debug)]
 pub enum Effect<E> {
     /// Send this to `dmq.replica.<to>`, and say [`Input::PollAnswer`] when its answer comes, or none within `timeout`.
@@ -205,6 +158,12 @@ pub enum Effect<E> {
     Acknowledge { token: Token, result: Result<Offset, AppendError<E>> },
     /// Ask the controller.
     AskInSync(Vec<InSyncWish>),
+    /// This node leads the partition from here on, as far as its metadata goes.
+    Leads { place: Place, leader_epoch: LeaderEpoch },
+    /// It leads it no longer.
+    LeadsNoMore(Place),
+    /// A follower asked for records that cannot be read. The replica goes on.
+    Unreadable { place: Place, error: E },
     /// A log cannot be written or read; the node is to give up its replica.
     Failed { place: Place, error: E },
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::follow::Link;
-use super::{AppendError, Assignment, Effect, Log, Member, Peer, Place, Replica, Replicas, Role, Settings};
+use super::{AppendError, Effect, Log, Replica, Replicas, Role, Settings};
 use crate::replication::{Follower, InSync, Leader, Settings as LeaderSettings};
+use crate::storage::core::{Assignment, Member, Peer, Place};
 use crate::types::{Monotonic, NodeEpoch, Offset, StorageId};
 
 impl<L: Log> Replicas<L> {
@@ -43,6 +44,7 @@ impl<L: Log> Replicas<L> {
             Some(replica) => self.reassign(now, me, place, replica, assignment, out),
             None => {
                 let Some(log) = log else { return };
+                self.attempts.entry(place).and_modify(|attempt| *attempt += 1).or_insert(0);
                 let (flushed, high_watermark) = (log.end(), log.start());
                 let before = Assignment { leader: None, ..assignment.clone() };
                 let role = Role::Waits;
@@ -78,7 +80,7 @@ impl<L: Log> Replicas<L> {
         replica.assignment = assignment;
         if !same {
             self.leave_role(place, &mut replica, out);
-            if let Err(error) = self.take_role(now, me, place, &mut replica) {
+            if let Err(error) = self.take_role(now, me, place, &mut replica, out) {
                 out.push(Effect::Failed { place, error });
                 return;
             }
@@ -90,7 +92,7 @@ impl<L: Log> Replicas<L> {
             leader.replicas(now, held.replicas.iter().map(|node| (*node, epoch(node))));
             leader.commit_in_sync(held.partition_epoch, held.isr.iter().copied());
             self.asks.insert(place);
-            if held.isr.len() < held.replicas.len() {
+            if held.isr.len() < held.replicas.len() || held.recovering {
                 self.behind.insert(place);
             }
         }
@@ -107,6 +109,8 @@ impl<L: Log> Replicas<L> {
                 replica.high_watermark = replica.high_watermark.max(leader.high_watermark());
                 over.extend(leader.into_waiting());
                 self.sessions.values_mut().for_each(|session| session.role_changed(place));
+                self.moved.insert(place);
+                out.push(Effect::LeadsNoMore(place));
             }
             Role::Follows(follower) => {
                 replica.high_watermark = follower.high_watermark();
@@ -129,6 +133,7 @@ impl<L: Log> Replicas<L> {
         me: StorageId,
         place: Place,
         replica: &mut Replica<L>,
+        out: &mut Vec<Effect<L::Error>>,
     ) -> Result<(), L::Error> {
         let held = &replica.assignment;
         match held.leader {
@@ -139,6 +144,7 @@ impl<L: Log> Replicas<L> {
                 let leader = Leader::new(me, held.leader_epoch, settings, in_sync, ends);
                 replica.log.begin_epoch(held.leader_epoch)?;
                 replica.role = Role::Leads(Box::new(leader));
+                out.push(Effect::Leads { place, leader_epoch: held.leader_epoch });
                 // Followers may have polled for it before this node knew that it leads.
                 self.sessions.values_mut().for_each(|session| session.role_changed(place));
             }

@@ -1,6 +1,7 @@
 //! Clients' appends, and their acknowledgements.
 
-use super::{Acks, Append, AppendError, Effect, Log, Place, Replicas, Role, Waiter};
+use super::{Acks, Append, AppendError, Effect, Log, Replicas, Role, Waiter};
+use crate::storage::core::Place;
 use crate::types::{Monotonic, Offset};
 
 impl<L: Log> Replicas<L> {
@@ -44,6 +45,7 @@ impl<L: Log> Replicas<L> {
     pub(super) fn acknowledge(&mut self, place: Place, out: &mut Vec<Effect<L::Error>>) {
         let Some(replica) = self.held.get_mut(&place).filter(|_| self.may_lead) else { return };
         let Role::Leads(leader) = &mut replica.role else { return };
+        self.moved.insert(place);
         while let Some((waiter, outcome)) = leader.pop_acknowledged() {
             let result = outcome.map(|_| waiter.first).map_err(AppendError::Acks);
             out.push(Effect::Acknowledge { token: waiter.token, result });

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use super::{Effect, Log, Place, Replicas, Role};
+use super::{Effect, Log, Replicas, Role};
 use crate::replication::{EpochEnd, FetchFrom, FetchOutcome, Step};
-use crate::storage::core::{Call, CallError};
+use crate::storage::core::{Call, CallError, Place};
 use crate::types::{Monotonic, StorageId};
 use crate::wire::replica::{
     PartitionAnswer, PartitionOutcome, ReplicaAnswer, ReplicaFetch, ReplicaPosition, SessionOutcome,
@@ -139,7 +139,7 @@ impl<L: Log> Replicas<L> {
                 topic: place.0,
                 partition: place.1,
                 leader_epoch: from.leader_epoch,
-                attempt: 0,
+                attempt: self.attempts.get(&place).copied().unwrap_or(0),
                 offset: from.offset,
                 last_epoch: from.last_epoch,
                 flushed: from.flushed,

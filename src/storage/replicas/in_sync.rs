@@ -1,7 +1,8 @@
 //! Who shall be in sync: looked at where something changed, and now and then where a follower lacks something.
 
-use super::{Effect, InSyncWish, Log, Place, Replicas, Role};
-use crate::types::{LeaderEpoch, Monotonic, PartitionEpoch};
+use super::{Effect, Log, Replicas, Role};
+use crate::storage::core::{InSyncOutcome, InSyncWish, Place};
+use crate::types::Monotonic;
 
 impl<L: Log> Replicas<L> {
     pub(super) fn step_in_sync(&mut self, now: Monotonic, out: &mut Vec<Effect<L::Error>>) {
@@ -30,6 +31,7 @@ impl<L: Log> Replicas<L> {
             let Role::Leads(leader) = &replica.role else { return false };
             let whole = replica.assignment.isr.len() == replica.assignment.replicas.len();
             !whole
+                || replica.assignment.recovering
                 || leader.in_sync().maximal().count() > leader.in_sync().committed().len()
                 || leader.lag_deadline().is_some()
         });
@@ -42,7 +44,14 @@ impl<L: Log> Replicas<L> {
         let Role::Leads(leader) = &mut replica.role else { return None };
         let peers = &self.peers;
         let fit = |node, epoch| peers.get(&node).is_some_and(|peer| peer.active && peer.node_epoch == epoch);
-        let wish = leader.wish(now, fit)?;
+        // After an unclean election nobody joins before the leader has said that it has recovered: once its own epoch's start
+        // is committed, which it is by its own disk alone.
+        let recovered = replica.assignment.recovering;
+        if recovered && leader.visible().is_none() {
+            self.behind.insert(place);
+            return None;
+        }
+        let wish = leader.wish(now, recovered, fit)?;
         let epoch = |node| {
             let heard = leader.node_epoch(node);
             if node == member.storage { Some(member.node_epoch) } else { heard }
@@ -56,16 +65,12 @@ impl<L: Log> Replicas<L> {
             partition_epoch: wish.partition_epoch,
             members,
             settles: wish.settles,
+            recovered,
         })
     }
 
-    pub(super) fn in_sync_answer(
-        &mut self,
-        place: Place,
-        leader_epoch: LeaderEpoch,
-        on_top_of: PartitionEpoch,
-        granted: bool,
-    ) {
+    pub(super) fn in_sync_answer(&mut self, outcome: InSyncOutcome) {
+        let InSyncOutcome { place, leader_epoch, on_top_of, granted } = outcome;
         let Some(replica) = self.held.get_mut(&place) else { return };
         let Role::Leads(leader) = &mut replica.role else { return };
         if leader.leader_epoch() != leader_epoch {
@@ -76,6 +81,7 @@ impl<L: Log> Replicas<L> {
         } else {
             // Asked again at the next check, not at once.
             leader.in_sync_mut().not_granted(on_top_of);
+            self.behind.insert(place);
         }
     }
 }

@@ -19,13 +19,11 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use api::{
-    Acks, Append, AppendError, Assignment, Effect, InSyncWish, Input, Log, LogEnd, Member, Peer, Place, Settings,
-};
+pub use api::{Acks, Append, AppendError, Effect, Input, Log, LogEnd, Settings};
 
 use crate::replication::{Follower, Leader};
-use crate::storage::core::{Call, Token};
-use crate::types::{Monotonic, Offset, StorageId};
+use crate::storage::core::{Assignment, Call, Member, Peer, Place, Token};
+use crate::types::{LeaderEpoch, Monotonic, Offset, StorageId};
 use follow::Link;
 use lead::Session;
 
@@ -68,14 +66,26 @@ pub struct Replicas<L: Log> {
     links: BTreeMap<StorageId, Link>,
     /// Of those who follow this node.
     sessions: BTreeMap<StorageId, Session>,
+    /// How often each replica's log was opened anew in this incarnation: it may have lost what it had said that it has.
+    attempts: BTreeMap<Place, u32>,
     /// Written, and no flush asked for yet.
     unflushed: BTreeSet<Place>,
     /// Led, and to be looked at: somebody may join or leave the in-sync replicas.
     asks: BTreeSet<Place>,
     /// Led, and some follower lacks something.
     behind: BTreeSet<Place>,
+    /// The high watermark, or who leads, may have changed since it was last asked.
+    moved: BTreeSet<Place>,
     lag_check_at: Monotonic,
     next_call: u64,
+}
+
+/// How a partition stands that is led here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Led {
+    pub leader_epoch: LeaderEpoch,
+    /// Up to where consumers may read. None: that is not known yet.
+    pub visible: Option<Offset>,
 }
 
 impl<L: Log> Replicas<L> {
@@ -88,9 +98,11 @@ impl<L: Log> Replicas<L> {
             held: BTreeMap::new(),
             links: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            attempts: BTreeMap::new(),
             unflushed: BTreeSet::new(),
             asks: BTreeSet::new(),
             behind: BTreeSet::new(),
+            moved: BTreeSet::new(),
             lag_check_at: Monotonic(0),
             next_call: 0,
         }
@@ -109,9 +121,7 @@ impl<L: Log> Replicas<L> {
             Input::PollAnswer { call, result } => self.poll_answer(now, call, result, out),
             Input::Append(append) => self.append(now, append, out),
             Input::Flushed(logs) => self.flushed(logs, out),
-            Input::InSyncAnswer { place, leader_epoch, on_top_of, granted } => {
-                self.in_sync_answer(place, leader_epoch, on_top_of, granted);
-            }
+            Input::InSyncAnswer(outcome) => self.in_sync_answer(outcome),
             Input::Tick => {}
         }
     }
@@ -132,12 +142,29 @@ impl<L: Log> Replicas<L> {
         sessions.chain(links).chain(lag).min()
     }
 
-    /// Up to where consumers may read this partition here: None where it is not led here, or that is not known yet.
-    pub fn visible(&self, place: Place) -> Option<Offset> {
+    /// None where it is not led here, or nothing may be served.
+    pub fn led(&self, place: Place) -> Option<Led> {
         match &self.held.get(&place)?.role {
-            Role::Leads(leader) if self.may_lead => leader.visible(),
+            Role::Leads(leader) if self.may_lead => {
+                Some(Led { leader_epoch: leader.leader_epoch(), visible: leader.visible() })
+            }
             Role::Leads(_) | Role::Follows(_) | Role::Waits => None,
         }
+    }
+
+    /// The partitions whose high watermark, or leader, may have changed since this was last called.
+    pub fn take_moved(&mut self) -> BTreeSet<Place> {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// The replicas that are held, with the end of what is committed as far as this node knows.
+    pub fn held(&self) -> impl Iterator<Item = (Place, &L, Offset)> {
+        self.held.iter().map(|(place, replica)| (*place, &replica.log, replica.high_watermark))
+    }
+
+    /// A replica's log, for what leaves its end and its epochs alone: its configuration, flushing, deleting old records.
+    pub fn log_mut(&mut self, place: Place) -> Option<&mut L> {
+        Some(&mut self.held.get_mut(&place)?.log)
     }
 
     pub fn log(&self, place: Place) -> Option<&L> {
@@ -180,6 +207,15 @@ impl<L: Log> Replicas<L> {
                 Role::Waits => {}
             }
         }
+    }
+
+    /// By how many records the follower lags most that lags most, of what is led here.
+    pub fn largest_lag(&self) -> u64 {
+        let lag = |place: &Place| match &self.held.get(place)?.role {
+            Role::Leads(leader) => leader.largest_lag(),
+            Role::Follows(_) | Role::Waits => None,
+        };
+        self.behind.iter().filter_map(lag).max().unwrap_or(0)
     }
 
     /// The log failed: nobody may count on it.

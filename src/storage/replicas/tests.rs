@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::replication::EpochHistory;
-use crate::storage::core::CallError;
+use crate::storage::core::{CallError, InSyncOutcome, InSyncWish};
 use crate::types::{ClusterId, LeaderEpoch, NodeEpoch, PartitionEpoch, TopicId, WallTime};
 use crate::wire::replica::{ReplicaFetch, SessionOutcome};
 
@@ -125,6 +125,7 @@ impl Cluster {
             isr: [0, 1, 2].map(StorageId).to_vec(),
             replicas: [0, 1, 2].map(StorageId).to_vec(),
             min_insync: 2,
+            recovering: false,
         };
         let node =
             |_| Node { engine: Replicas::new(Settings::default()), up: false, node_epoch: 0, tokens: BTreeMap::new() };
@@ -194,7 +195,7 @@ impl Cluster {
                 Effect::AskInSync(wishes) => {
                     self.ways.extend(wishes.into_iter().map(|wish| Way::Alter { node, wish }));
                 }
-                Effect::Failed { .. } => {}
+                Effect::Leads { .. } | Effect::LeadsNoMore(_) | Effect::Unreadable { .. } | Effect::Failed { .. } => {}
             }
         }
     }
@@ -227,7 +228,8 @@ impl Cluster {
             Way::Alter { node, wish } => self.alter(node, wish),
             Way::Altered { node, wish, granted } => {
                 let (leader_epoch, on_top_of) = (wish.leader_epoch, wish.partition_epoch);
-                self.give(node, Input::InSyncAnswer { place: wish.place, leader_epoch, on_top_of, granted });
+                let outcome = InSyncOutcome { place: wish.place, leader_epoch, on_top_of, granted };
+                self.give(node, Input::InSyncAnswer(outcome));
             }
             Way::Assignment { node, assignment } => {
                 for place in self.places.clone() {
@@ -318,7 +320,7 @@ impl Cluster {
     }
 
     fn visible(&self, node: u32) -> Option<i64> {
-        self.nodes[node as usize].engine.visible(PLACE).map(|offset| offset.0)
+        self.nodes[node as usize].engine.led(PLACE)?.visible.map(|offset| offset.0)
     }
 }
 

@@ -1,5 +1,6 @@
 //! One input in, the whole list of effects out.
 
+mod assignments;
 mod drain;
 mod fetch;
 mod hostile;

@@ -171,6 +171,8 @@ fn elected(controller: u32) -> Record {
 pub struct Node {
     pub core: StorageCore,
     pub now: Monotonic,
+    /// What its replicas were told.
+    pub told: Vec<Effect>,
 }
 
 impl Node {
@@ -184,7 +186,7 @@ impl Node {
             rack: None,
         };
         let epoch = history.controller_epoch();
-        Self { core: StorageCore::new(identity, Settings::default(), history, epoch), now: ms(1000) }
+        Self { core: StorageCore::new(identity, Settings::default(), history, epoch), now: ms(1000), told: Vec::new() }
     }
 
     /// A process that never joined a cluster.
@@ -222,12 +224,17 @@ impl Node {
         self.take(Input::RegisterAnswer { call, result: Ok(serde_json::to_vec(&body).unwrap().into()) })
     }
 
-    /// Everything but the log.
+    /// Everything but the log, and what the replicas are told.
     pub fn take(&mut self, input: Input) -> Vec<Effect> {
         let mut out = Vec::new();
         self.core.handle(self.now, input, &mut out);
         out.retain(|effect| !matches!(effect, Effect::Log { .. }));
-        out
+        let for_replicas = |effect: &Effect| {
+            matches!(effect, Effect::Member(_) | Effect::Peers(_) | Effect::Replicas { .. } | Effect::InSyncAnswers(_))
+        };
+        let (told, rest) = out.into_iter().partition(for_replicas);
+        self.told = told;
+        rest
     }
 
     pub fn after(&mut self, millis: u64, input: Input) -> Vec<Effect> {

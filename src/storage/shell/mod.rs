@@ -2,6 +2,8 @@
 //!
 //! Thin: it decides nothing. Every channel is bounded, and whatever blocks is on another thread.
 
+mod routes;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,21 +16,32 @@ use futures::StreamExt;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::core::{Call, CallError, Effect, FetchReply, Identity, Input, Level, Settings, StorageCore, Token};
+use super::core::{
+    Assignment, Call, CallError, Effect, FetchReply, Identity, Input, Level, Place, Settings, StorageCore, Token,
+};
 use super::health::Sampler;
+use super::partitions::{self, Command, Held, Lease, Vitals};
+use super::replicas;
 use super::subjects::Subjects;
 use super::writer::{Job, start};
 use crate::bus::{BusError, raw};
 use crate::config::{self, ConnectError};
 use crate::disk::{DataDirectory, MetadataReader, MetadataStore, Role};
+use crate::log::{LogConfig, TopicPartition};
+use crate::metadata::config::{FLUSH, FLUSH_ALWAYS};
 use crate::process::serve::{Fetch, Served};
 use crate::process::{self, Clock, LinkEvent, ProcessError, message_room, recover, with_signals};
 use crate::types::{ControllerId, IncarnationId, StorageId};
 use crate::wire::{CHUNK_HEADER, FetchRequest, Health, PushAck, WireMessage, admin};
+use routes::Routes;
 
 /// Replies that are remembered for messages that were not answered yet.
 const REPLIES: usize = 4096;
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Where the partitions' directories are, in the node's.
+const PARTITIONS: &str = "partitions";
+/// How long the end of the process waits until all logs are closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many changes of the connection may wait.
 const LINK_EVENTS: usize = 4;
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -99,6 +112,10 @@ struct Shell {
     pushes: Option<(String, Subscriber)>,
     replies: BTreeMap<Token, Subject>,
     tokens: u64,
+    routes: Routes,
+    partitions: mpsc::Sender<Command>,
+    lease: Lease,
+    vitals: Vitals,
     sampler: Option<Sampler>,
     compacting: bool,
     request_timeout: Duration,
@@ -142,6 +159,22 @@ impl Shell {
         let (events, incoming) = mpsc::channel(1024);
         let (reader, epoch) = (store.reader(), store.controller_epoch());
         let writer = start(store, events.clone())?;
+        let clock = Clock::start();
+        let (lease, vitals) = (Lease::default(), Vitals::default());
+        let partitions = partitions::Options {
+            directory: directory.path().join(PARTITIONS),
+            settings: replicas::Settings::default(),
+            client: client.clone(),
+            subjects: subjects.clone(),
+            events: events.clone(),
+            clock,
+            lease: lease.clone(),
+            vitals: vitals.clone(),
+        };
+        let runtime = tokio::runtime::Handle::current();
+        let partitions = tokio::task::spawn_blocking(move || partitions::start(partitions, runtime)).await;
+        let partitions = partitions.map_err(|error| ProcessError::Ended(format!("opening the logs: {error}")))?;
+        let partitions = partitions.map_err(|error| ProcessError::Ended(error.to_string()))?;
         let request_timeout = settings.request_timeout;
         let sampler = Some(Sampler::new(directory.path()));
         let shell = Self {
@@ -159,10 +192,14 @@ impl Shell {
             pushes: None,
             replies: BTreeMap::new(),
             tokens: 0,
+            routes: Routes::default(),
+            partitions,
+            lease,
+            vitals,
             sampler,
             compacting: false,
             request_timeout,
-            clock: Clock::start(),
+            clock,
             ended: None,
         };
         Ok((shell, deaf))
@@ -175,11 +212,21 @@ impl Shell {
             tokio::select! {
                 Some(event) = self.incoming.recv() => self.event(event).await,
                 message = next_push(&mut self.pushes) => self.pushed(message).await,
+                Some(message) = self.routes.next() => self.route(message).await,
                 Some(event) = self.links.recv() => self.link_changed(event).await,
-                Ok(()) = self.subjects.changed() => self.feed(Input::ServicesChanged).await,
+                Ok(()) = self.subjects.changed() => {
+                    self.tell_partitions(Command::SubjectsChanged).await;
+                    self.routes.begin_anew(&self.client, &self.subjects);
+                    self.feed(Input::ServicesChanged).await;
+                }
                 Some(()) = shutdown.recv() => self.feed(Input::Shutdown).await,
                 () = until(deadline) => self.feed(Input::Tick).await,
             }
+        }
+        let (closed, all) = tokio::sync::oneshot::channel();
+        self.tell_partitions(Command::Stop(closed)).await;
+        if tokio::time::timeout(CLOSE_TIMEOUT, all).await.is_err() {
+            tracing::warn!("not all logs were closed in time; the next start reads more of them");
         }
         // What was said last, the acknowledgements above all, is to reach the server.
         let _ = tokio::time::timeout(FAREWELL, self.client.flush()).await;
@@ -196,7 +243,9 @@ impl Shell {
 
     async fn feed(&mut self, input: Input) {
         let mut effects = Vec::new();
-        self.core.handle(self.clock.monotonic(), input, &mut effects);
+        let now = self.clock.monotonic();
+        self.core.handle(now, input, &mut effects);
+        self.lease.set(self.core.may_lead_until(now));
         for effect in effects {
             if self.ended.is_some() {
                 // Something could not be carried out that the rest depends on.
@@ -211,6 +260,7 @@ impl Shell {
             Event::Input(input) => self.feed(input).await,
             Event::Disk { input, wants_compaction } => {
                 self.feed(input).await;
+                self.pass_on_first_commits().await;
                 if wants_compaction {
                     self.compact();
                 }
@@ -224,10 +274,12 @@ impl Shell {
             Event::Subscribed { storage, subject, subscriber } => {
                 tracing::info!(subject, "listening");
                 self.pushes = Some((subject, subscriber));
+                self.routes.begin(&self.client, &self.subjects);
                 self.feed(Input::Subscribed(storage)).await;
             }
             Event::Sampled(sampled) => {
-                let (sampler, health) = *sampled;
+                let (sampler, mut health) = *sampled;
+                self.vitals.tell(&mut health);
                 self.sampler = Some(sampler);
                 self.feed(Input::Health(health)).await;
             }
@@ -237,7 +289,10 @@ impl Shell {
 
     async fn link_changed(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Down => self.feed(Input::Disconnected).await,
+            LinkEvent::Down => {
+                self.feed(Input::Disconnected).await;
+                self.tell_partitions(Command::Disconnected).await;
+            }
             LinkEvent::Up { connection, max_payload } => {
                 tracing::info!(server = %connection.server, client = connection.client, "connected to NATS");
                 self.feed(Input::MessageLimit(message_room(max_payload))).await;
@@ -310,11 +365,21 @@ impl Shell {
                     result: result.map(|message| message.payload),
                 });
             }
-            // Nothing serves records yet; what would is switched here.
-            Effect::MayLead(may) => tracing::info!(may, "whether this node may lead"),
+            Effect::MayLead(may) => {
+                tracing::info!(may, "whether this node may lead");
+                self.tell_partitions(Command::MayLead(may)).await;
+            }
             Effect::Leads { gained, lost } => {
                 tracing::info!(gained = gained.len(), lost = lost.len(), "leaderships changed");
             }
+            Effect::Member(member) => self.tell_partitions(Command::Member(member)).await,
+            Effect::Peers(peers) => self.tell_partitions(Command::Peers(peers)).await,
+            Effect::Replicas { assigned, unassigned } => {
+                let assigned = assigned.into_iter().filter_map(|(place, assignment)| self.held(place, assignment));
+                let assigned = assigned.collect();
+                self.tell_partitions(Command::Replicas { assigned, unassigned }).await;
+            }
+            Effect::InSyncAnswers(outcomes) => self.tell_partitions(Command::InSyncAnswers(outcomes)).await,
             Effect::Log { level, words } => match level {
                 Level::Debug => tracing::debug!("{words}"),
                 Level::Info => tracing::info!("{words}"),
@@ -323,6 +388,20 @@ impl Shell {
             },
             Effect::Exit { words, code } => self.ended = Some((words, code)),
         }
+    }
+
+    /// The replica with what of its topic concerns it. None: the topic is gone again, which will be told.
+    fn held(&self, place: Place, assignment: Assignment) -> Option<Held> {
+        let topic = self.core.history().image()?.topics.get(&place.0)?;
+        let id = TopicPartition::new(topic.name.clone(), place.1);
+        let is_relaxed = topic.config.get(FLUSH).is_some_and(|value| value != FLUSH_ALWAYS);
+        Some(Held { place, id, config: LogConfig::from_topic(&topic.config), is_relaxed, assignment })
+    }
+
+    /// May wait for the disk, whose thread takes what came before first.
+    async fn tell_partitions(&self, command: Command) {
+        // Its thread ends only where the process does.
+        let _ = self.partitions.send(command).await;
     }
 
     fn subscribe(&self, storage: StorageId) {

@@ -1,0 +1,276 @@
+//! The tasks between NATS and the partitions' thread: what comes in becomes commands, what goes out is published.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
+use futures::StreamExt;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::AbortHandle;
+
+use super::answer::{self, Reply};
+use super::coordinator::Loaded;
+use super::fetches::Fetch;
+use super::groups::Groups;
+use super::request::{Format, Request};
+use super::{BUDGET_KIB, Command, Lease};
+use crate::bus::{BusError, raw};
+use crate::log::{LogError, ReadPlan, TopicPartition};
+use crate::process::Clock;
+use crate::storage::core::{Call, CallError, Place};
+use crate::storage::subjects::Subjects;
+use crate::types::{LeaderEpoch, Monotonic, Offset, StorageId};
+use crate::wire::data::FetchedHead;
+
+/// How many answers may wait to be published.
+const REPLIES: usize = 4096;
+/// Beyond that an answer is dropped: the connection takes nothing, and whoever waits asks again.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
+const SUBSCRIBE_RETRY: Duration = Duration::from_millis(50);
+
+/// How many fetches read from the disk at the same time.
+const READS: usize = 16;
+
+/// A fetch whose records are to be read.
+pub(super) struct Reading {
+    pub(super) plan: ReadPlan,
+    pub(super) head: FetchedHead,
+    pub(super) fetch: Fetch,
+    pub(super) id: TopicPartition,
+    /// The most that a batch's records may take decompressed.
+    pub(super) limit: usize,
+}
+
+/// A piece of a partition of the offsets topic that is to be read.
+pub(super) struct Loading {
+    pub(super) plan: ReadPlan,
+    pub(super) limit: usize,
+    pub(super) place: Place,
+    pub(super) leader_epoch: LeaderEpoch,
+    /// What was read before.
+    pub(super) groups: Groups,
+    pub(super) from: Offset,
+}
+
+impl Loading {
+    fn carry_out(self) -> Loaded {
+        let Self { plan, limit, place, leader_epoch, mut groups, from } = self;
+        let next = plan.read().map(|fetched| {
+            groups.take_in(fetched.batches, limit);
+            // Where nothing is left below the end, compaction took it.
+            if fetched.next_offset > from { fetched.next_offset } else { Offset(i64::MAX) }
+        });
+        Loaded { place, leader_epoch, groups, next }
+    }
+}
+
+/// What became of a fetch.
+enum Read {
+    Answer(Reply),
+    /// Too little, or the log was cut meanwhile.
+    Again(Fetch),
+    Unreadable {
+        reply: Reply,
+        place: Place,
+        error: LogError,
+    },
+}
+
+impl Reading {
+    /// `room` is what one message holds.
+    fn carry_out(self, now: Monotonic, room: usize) -> Read {
+        let Self { plan, mut head, mut fetch, id, limit } = self;
+        let fetched = match plan.read() {
+            Ok(fetched) => fetched,
+            Err(LogError::Changed { .. }) => return Read::Again(fetch),
+            Err(error) => {
+                let reply = Reply::error(fetch.reply, &answer::log_error(&error));
+                return Read::Unreadable { reply, place: fetch.place, error };
+            }
+        };
+        let is_all = fetched.next_offset >= head.high_watermark;
+        if fetched.batches.len() < fetch.min_bytes && is_all && now < fetch.until {
+            fetch.beyond = head.high_watermark;
+            return Read::Again(fetch);
+        }
+        head.next_offset = fetched.next_offset;
+        Read::Answer(match fetch.format {
+            Format::Batch => Reply::batches(fetch.reply, &head, fetched.batches),
+            Format::Json => match answer::records(&id, head, &fetched.batches, fetch.offset, room, limit) {
+                Ok(json) => Reply { to: fetch.reply, headers: HeaderMap::new(), payload: json.into() },
+                Err(error) => Reply::error(fetch.reply, &error),
+            },
+        })
+    }
+}
+
+/// What the tasks share.
+#[derive(Clone)]
+pub(super) struct Hub {
+    client: Client,
+    subjects: watch::Receiver<Arc<dyn Subjects>>,
+    commands: mpsc::WeakSender<Command>,
+    replies: mpsc::Sender<Reply>,
+    budget: Arc<Semaphore>,
+    reads: Arc<Semaphore>,
+    lease: Lease,
+    runtime: Handle,
+    clock: Clock,
+}
+
+impl Hub {
+    pub(super) fn new(
+        client: Client,
+        subjects: watch::Receiver<Arc<dyn Subjects>>,
+        commands: mpsc::WeakSender<Command>,
+        runtime: Handle,
+        clock: Clock,
+        lease: Lease,
+    ) -> Self {
+        let (replies, outgoing) = mpsc::channel(REPLIES);
+        runtime.spawn(publish(client.clone(), outgoing));
+        let budget = Arc::new(Semaphore::new(BUDGET_KIB));
+        let reads = Arc::new(Semaphore::new(READS));
+        Self { client, subjects, commands, replies, budget, reads, lease, runtime, clock }
+    }
+
+    pub(super) fn max_payload(&self) -> usize {
+        crate::process::message_room(self.client.max_payload())
+    }
+
+    /// Waits where too many answers wait already.
+    pub(super) async fn reply(&self, reply: Reply) {
+        // The other end is there as long as the runtime.
+        let _ = self.replies.send(reply).await;
+    }
+
+    /// Reads what a fetch asks for, and answers it.
+    pub(super) fn read(&self, reading: Reading) {
+        let hub = self.clone();
+        self.runtime.spawn(async move {
+            let Ok(_permit) = Arc::clone(&hub.reads).acquire_owned().await else { return };
+            let (now, room) = (hub.clock.monotonic(), hub.max_payload());
+            match tokio::task::spawn_blocking(move || reading.carry_out(now, room)).await {
+                Ok(Read::Answer(reply)) if hub.lease.holds(hub.clock) => hub.reply(reply).await,
+                Ok(Read::Again(fetch)) => hub.command(Command::Fetch(fetch)).await,
+                Ok(Read::Unreadable { reply, place, error }) => {
+                    hub.command(Command::Unreadable { place, error }).await;
+                    if hub.lease.holds(hub.clock) {
+                        hub.reply(reply).await;
+                    }
+                }
+                Ok(Read::Answer(_)) | Err(_) => {}
+            }
+        });
+    }
+
+    /// Reads a piece of the groups' offsets, and gives it back as a command.
+    pub(super) fn load(&self, loading: Loading) {
+        let hub = self.clone();
+        self.runtime.spawn(async move {
+            if let Ok(loaded) = tokio::task::spawn_blocking(move || loading.carry_out()).await {
+                hub.command(Command::Loaded(loaded)).await;
+            }
+        });
+    }
+
+    /// Polls another node, and gives its answer back as a command.
+    pub(super) fn poll(&self, call: Call, to: StorageId, message: bytes::Bytes, timeout: Duration) {
+        let hub = self.clone();
+        let subject = self.subjects.borrow().replica(to);
+        self.runtime.spawn(async move {
+            let answer = raw::request_with_deadline(&hub.client, &subject, None, message, timeout).await;
+            let result = answer.map(|message| message.payload).map_err(|error| match error {
+                BusError::NoResponders { .. } => CallError::NoResponders,
+                error => {
+                    tracing::debug!(subject, %error, "a leader did not answer");
+                    CallError::Timeout
+                }
+            });
+            hub.command(Command::PollAnswer { call, result }).await;
+        });
+    }
+
+    /// Listens to this node's followers, until it is aborted.
+    pub(super) fn listen_to_followers(&self, me: StorageId) -> AbortHandle {
+        let (hub, subject) = (self.clone(), self.subjects.borrow().replica(me));
+        let task = self.runtime.spawn(async move {
+            let Some(mut polls) = hub.subscribe(&subject).await else { return };
+            while let Some(Message { payload, reply, .. }) = polls.next().await {
+                let Some(reply) = reply else { continue };
+                hub.command(Command::Poll { payload, reply }).await;
+            }
+        });
+        task.abort_handle()
+    }
+
+    /// Listens to the clients of a partition that this node leads, until it is aborted.
+    pub(super) fn listen_to_clients(&self, place: Place, id: &TopicPartition) -> AbortHandle {
+        let (hub, subject) = (self.clone(), self.subjects.borrow().partition(&id.topic, id.partition));
+        let task = self.runtime.spawn(async move {
+            let Some(mut messages) = hub.subscribe(&subject).await else { return };
+            while let Some(message) = messages.next().await {
+                hub.take(place, message).await;
+            }
+        });
+        task.abort_handle()
+    }
+
+    async fn take(&self, place: Place, message: Message) {
+        let request = {
+            let subjects = self.subjects.borrow();
+            let Some((op, _, _)) = subjects.read_data(&message.subject) else { return };
+            Request::read(op, &message, self.clock.wall())
+        };
+        let reply = message.reply;
+        match request {
+            Ok(request) => {
+                let size = match &request {
+                    Request::Produce { batch, .. } => batch.len(),
+                    Request::Fetch { .. }
+                    | Request::Offsets(_)
+                    | Request::Delete(_)
+                    | Request::Commit(_)
+                    | Request::Committed(_) => 0,
+                };
+                let permits = size.div_ceil(1024).min(BUDGET_KIB) as u32;
+                let permit = Arc::clone(&self.budget).acquire_many_owned(permits).await.ok();
+                self.command(Command::Data { place, request, reply, _permit: permit }).await;
+            }
+            Err(error) => {
+                if let Some(reply) = reply {
+                    self.reply(Reply::error(reply, &error)).await;
+                }
+            }
+        }
+    }
+
+    async fn command(&self, command: Command) {
+        // Where the node ends, nobody is left to take it.
+        if let Some(commands) = self.commands.upgrade() {
+            let _ = commands.send(command).await;
+        }
+    }
+
+    /// None where NATS takes no such subject.
+    async fn subscribe(&self, subject: &str) -> Option<Subscriber> {
+        loop {
+            match self.client.subscribe(Subject::from(subject)).await {
+                Ok(subscriber) => return Some(subscriber),
+                Err(error) => {
+                    tracing::warn!(subject, %error, "cannot subscribe yet");
+                    tokio::time::sleep(SUBSCRIBE_RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+async fn publish(client: Client, mut outgoing: mpsc::Receiver<Reply>) {
+    while let Some(Reply { to, headers, payload }) = outgoing.recv().await {
+        if let Err(error) = raw::publish(&client, &to, headers, payload, PUBLISH_TIMEOUT).await {
+            tracing::debug!(subject = %to, %error, "an answer was not sent");
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Requests that name no partition, on their way to a leader.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, HeaderMap, Message, Subject};
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::Shell;
+use crate::bus::raw;
+use crate::storage::auto::{self, Route};
+use crate::storage::partitions::error_answer;
+use crate::storage::subjects::Subjects;
+use crate::wire::admin;
+use crate::wire::data::{OFFSETS_TOPIC, op};
+
+/// How many commits may wait for the offsets topic.
+const FIRST_COMMITS: usize = 256;
+
+#[derive(Default)]
+pub(super) struct Routes {
+    /// The tasks that listen, and what they hear.
+    heard: Option<(JoinSet<()>, mpsc::Receiver<Message>)>,
+    /// How many were sent to a partition in turn.
+    turn: u32,
+    /// Commits that wait for the offsets topic.
+    first_commits: Vec<Message>,
+    /// When the controller was last asked for it.
+    asked: Option<Instant>,
+}
+
+impl Routes {
+    pub(super) fn begin(&mut self, client: &Client, subjects: &watch::Receiver<Arc<dyn Subjects>>) {
+        if self.heard.is_none() {
+            self.begin_anew(client, subjects);
+        }
+    }
+
+    pub(super) fn begin_anew(&mut self, client: &Client, subjects: &watch::Receiver<Arc<dyn Subjects>>) {
+        let subjects = subjects.borrow().clone();
+        let subjects = [op::PRODUCE, op::COMMIT, op::COMMITTED].map(|op| subjects.data_auto(op)).to_vec();
+        self.heard = Some(auto::listen(client, subjects));
+    }
+
+    pub(super) async fn next(&mut self) -> Option<Message> {
+        match &mut self.heard {
+            Some((_, messages)) => messages.recv().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn turn(&mut self) -> u32 {
+        self.turn = self.turn.wrapping_add(1);
+        self.turn
+    }
+
+    /// Whether the controller is to be asked now.
+    fn wants_offsets_topic(&mut self, timeout: Duration) -> bool {
+        let wants = self.asked.is_none_or(|asked| asked.elapsed() > timeout);
+        if wants {
+            self.asked = Some(Instant::now());
+        }
+        wants
+    }
+}
+
+impl Shell {
+    pub(super) async fn route(&mut self, message: Message) {
+        let subjects = self.subjects.borrow().clone();
+        let Some((op, topic, None)) = subjects.read_data(&message.subject) else { return };
+        let Some(image) = self.core.history().image() else { return };
+        let turn = self.routes.turn();
+        match auto::route(op, topic.as_str(), &message, image, turn) {
+            Route::To(partition) => {
+                let subject = subjects.data(op, &topic, partition);
+                auto::pass_on(&self.client, &subject, message, self.request_timeout).await;
+            }
+            Route::Until(partition) => {
+                let subject = subjects.data(op, &topic, partition);
+                tokio::spawn(auto::pass_on_until_answered(self.client.clone(), subject, message));
+            }
+            Route::Answer(answer) => self.answer(message.reply, HeaderMap::new(), answer).await,
+            Route::Refused(error) => {
+                let (headers, body) = error_answer(&error);
+                self.answer(message.reply, headers, body).await;
+            }
+            Route::MakeOffsetsTopic => self.make_offsets_topic(message),
+        }
+    }
+
+    async fn answer(&self, reply: Option<Subject>, headers: HeaderMap, body: Bytes) {
+        if let Some(reply) = reply {
+            self.publish(&reply, headers, body).await;
+        }
+    }
+
+    /// The commit goes on once this node knows the topic. Whoever waits for too long asks again.
+    fn make_offsets_topic(&mut self, message: Message) {
+        if self.routes.wants_offsets_topic(self.request_timeout) {
+            let subject = self.subjects.borrow().admin("topic", "create");
+            let request = admin::encode(&auto::offsets_topic()).into();
+            let (client, timeout) = (self.client.clone(), self.request_timeout);
+            tokio::spawn(async move {
+                // Another node may be the first: then it is there already.
+                if let Err(error) = raw::request_with_deadline(&client, &subject, None, request, timeout).await {
+                    tracing::warn!(subject, %error, "the topic of consumers' offsets was not made");
+                }
+            });
+        }
+        self.routes.first_commits.push(message);
+        if self.routes.first_commits.len() > FIRST_COMMITS {
+            self.routes.first_commits.remove(0);
+        }
+    }
+
+    /// To be called when the metadata moved on.
+    pub(super) async fn pass_on_first_commits(&mut self) {
+        if self.routes.first_commits.is_empty() {
+            return;
+        }
+        if self.core.history().image().is_some_and(|image| image.topic(OFFSETS_TOPIC).is_some()) {
+            for message in std::mem::take(&mut self.routes.first_commits) {
+                self.route(message).await;
+            }
+        }
+    }
+}
