@@ -1,5 +1,7 @@
 //! Once faults stop, all heals; and then a silent node is fenced in time, and nobody else is.
 
+use std::collections::BTreeMap;
+
 use crate::metadata::{Image, NodeState};
 use crate::simulator::controllers::{LEASE_MS, SESSION};
 use crate::simulator::queue::{MS, SECOND, Time};
@@ -11,9 +13,14 @@ use crate::wire::ControllerRole;
 /// a session.
 const BOUND: Time = 90 * SECOND;
 
+/// How long a controller that can hear may go on with more than the stream has; and how often that is looked at.
+const HALTS: Time = 5 * SECOND + SECOND;
+
 #[derive(Default)]
 pub struct Progress {
     stage: Stage,
+    /// For each controller, since when it has more than the stream and goes on, over which connection.
+    ahead: BTreeMap<Proc, (Time, u64)>,
 }
 
 #[derive(Default)]
@@ -43,6 +50,7 @@ impl Progress {
 impl World {
     pub fn look_for_progress(&mut self) {
         self.check_all_leads();
+        self.check_halts();
         let Some(healed_at) = self.faults.healed_at else { return };
         let now = self.now();
         match self.checker.progress.stage {
@@ -68,6 +76,31 @@ impl World {
                 Err(_) => {}
             },
             Stage::Done => {}
+        }
+    }
+
+    /// Whoever has more than the stream, and can hear so, stops writing in time.
+    fn check_halts(&mut self) {
+        let now = self.now();
+        let last = if self.stream.exists { self.stream.last() } else { 0 };
+        let is_calm = self.weather.lost == 0 && self.weather.slow == 0;
+        for proc in 0..CONTROLLERS {
+            let host = &self.hosts[proc];
+            let hears = host.up && host.frozen.is_none() && host.connection.is_some() && !host.cut_in && !host.cut_out;
+            let generation = host.generation;
+            let goes_on = self.controllers[proc].as_ref().is_some_and(|controller| {
+                controller.core.history().seen().0 > last && controller.core.role() != ControllerRole::Halted
+            });
+            let before = self.checker.progress.ahead.get(&proc).filter(|(_, over)| *over == generation);
+            match before.copied() {
+                _ if !(is_calm && hears && goes_on) => drop(self.checker.progress.ahead.remove(&proc)),
+                Some((since, _)) if now > since + HALTS => {
+                    let words = || format!("{} has more than the stream's {last}, and goes on", name(proc));
+                    self.checker.break_rule(16, words);
+                }
+                Some(_) => {}
+                None => drop(self.checker.progress.ahead.insert(proc, (now, generation))),
+            }
         }
     }
 
