@@ -81,7 +81,7 @@ fn every_program_runs_and_prints_what_the_document_shows() {
     let cluster = Cluster::start(1, 2);
     cluster.await_healthy();
     let examples = examples();
-    assert!(examples.len() >= 6, "only {} programs were found", examples.len());
+    assert!(examples.len() >= 10, "only {} programs were found", examples.len());
     for Example { line, program, prints } in examples {
         let path = folder.path().join("example.py");
         std::fs::write(&path, program).unwrap();
@@ -109,7 +109,7 @@ fn variants(source: &str, name: &str) -> Vec<String> {
     let (_, body) = source.split_once(&format!("pub enum {name} {{\n")).expect("the enum");
     let (body, _) = body.split_once("\n}").expect("its end");
     let names = body.lines().filter_map(|line| line.strip_prefix("    ")).map(|line| line.trim_end_matches(','));
-    let names = names.map(|line| line.split([' ', '{']).next().unwrap_or_default());
+    let names = names.map(|line| line.split([' ', '{', '(']).next().unwrap_or_default());
     names.filter(|name| name.starts_with(|c: char| c.is_ascii_uppercase())).map(str::to_owned).collect()
 }
 
@@ -141,12 +141,14 @@ fn names(word: &str) -> bool {
     DOCUMENT.split('`').skip(1).step_by(2).any(whole)
 }
 
-const WIRE: [&str; 5] = [
+const WIRE: [&str; 7] = [
     include_str!("../src/wire/admin.rs"),
     include_str!("../src/wire/error.rs"),
     include_str!("../src/wire/fetch.rs"),
     include_str!("../src/wire/heartbeat.rs"),
     include_str!("../src/wire/push.rs"),
+    include_str!("../src/wire/data.rs"),
+    include_str!("../src/wire/replica.rs"),
 ];
 
 #[test]
@@ -157,6 +159,11 @@ fn every_code_outcome_and_record_is_explained() {
     assert_eq!(missing(codes.iter().map(|code| screaming(code)).collect()), [""; 0]);
     let outcomes = variants(WIRE[4], "AckOutcome");
     assert_eq!(missing(outcomes.iter().map(|outcome| lower_first(outcome)).collect()), [""; 0]);
+    for outcome in ["SessionOutcome", "PartitionOutcome"] {
+        let outcomes = variants(WIRE[6], outcome);
+        assert!(outcomes.len() > 3, "{outcomes:?}");
+        assert_eq!(missing(outcomes), [""; 0]);
+    }
     let records = variants(include_str!("../src/metadata/record.rs"), "Record");
     assert!(records.len() > 12, "{records:?}");
     assert_eq!(missing(records.iter().map(|record| lower_first(record)).collect()), [""; 0]);
@@ -189,6 +196,43 @@ fn every_verb_and_every_subject_is_explained() {
     }
 }
 
+/// The values of the constants in a module of the contract with clients.
+fn constants(module: &str) -> Vec<&'static str> {
+    let (_, body) = WIRE[5].split_once(&format!("pub mod {module} {{\n")).expect("the module");
+    let (body, _) = body.split_once("\n}").expect("its end");
+    let values = body.lines().filter_map(|line| line.split_once(": &str = \"")?.1.strip_suffix("\";"));
+    values.collect()
+}
+
+#[test]
+fn every_operation_on_records_and_every_header_has_its_line() {
+    let (operations, headers) = (constants("op"), constants("header"));
+    assert!(operations.len() >= 6 && headers.len() >= 8, "{operations:?} {headers:?}");
+    for word in operations.into_iter().chain(headers) {
+        assert!(DOCUMENT.lines().any(|line| line.starts_with(&format!("| `{word}` | "))), "{word}");
+    }
+}
+
+#[test]
+fn every_code_has_the_number_that_it_is_answered_with() {
+    let source = include_str!("../src/controller/shell/admin.rs");
+    let (_, body) = source.split_once("fn status(code: Code)").expect("the function");
+    let mut waiting = Vec::new();
+    let mut found = 0;
+    for word in body.split_whitespace() {
+        if let Some((_, code)) = word.split_once("Code::") {
+            waiting.push(screaming(code));
+        } else if let Ok(number) = word.trim_end_matches(',').parse::<u16>() {
+            for code in waiting.drain(..) {
+                found += 1;
+                let line = format!("| `{code}` | {number} | ");
+                assert!(DOCUMENT.lines().any(|there| there.starts_with(&line)), "{line}");
+            }
+        }
+    }
+    assert_eq!(found, variants(WIRE[1], "Code").len());
+}
+
 #[test]
 fn every_message_and_each_of_its_fields_is_named() {
     let mut fields = 0;
@@ -197,7 +241,8 @@ fn every_message_and_each_of_its_fields_is_named() {
             let kind = kind.trim_end_matches("\";");
             assert!(names(kind), "{kind}");
         }
-        let field = line.strip_prefix("    pub ").filter(|rest| !rest.starts_with("fn "));
+        let field =
+            line.strip_prefix("    pub ").filter(|rest| !rest.starts_with("fn ") && !rest.starts_with("const "));
         let Some((field, _)) = field.and_then(|rest| rest.split_once(':')) else { continue };
         fields += 1;
         let field = camel(field.trim_start_matches("r#"));
