@@ -151,7 +151,8 @@ impl World {
             self.is_node_whole(proc, image).map_err(|words| format!("{} {words}", name(proc)))?;
         }
         are_partitions_whole(image)?;
-        if !self.clients.is_idle() {
+        self.are_replicas_whole(image)?;
+        if !self.clients.is_idle() || !self.producers.is_idle() {
             return Err("a client still waits".into());
         }
         Ok(())
