@@ -49,7 +49,10 @@ impl World {
             Stage::Healing => match self.is_whole() {
                 Ok(()) if self.is_on_record() => self.begin_silence(),
                 Ok(()) => self.agree_on_a_lost_history(),
-                Err(words) if now > healed_at + BOUND => self.checker.break_rule(16, || words),
+                Err(words) if now > healed_at + BOUND => {
+                    self.tell_of_partitions();
+                    self.checker.break_rule(16, || words);
+                }
                 Err(_) => {}
             },
             Stage::Silent { proc, storage, since, failover } => {
@@ -64,7 +67,10 @@ impl World {
                     self.check_requests_at_the_end();
                     self.checker.progress.stage = Stage::Done;
                 }
-                Err(words) if now > since + BOUND => self.checker.break_rule(16, || format!("again: {words}")),
+                Err(words) if now > since + BOUND => {
+                    self.tell_of_partitions();
+                    self.checker.break_rule(16, || format!("again: {words}"));
+                }
                 Err(_) => {}
             },
             Stage::Done => {}
@@ -123,6 +129,21 @@ impl World {
         if late {
             let ago = (self.now() - since) / MS;
             self.checker.break_rule(11, || format!("{} is silent for {ago} ms and not fenced", name(proc)));
+        }
+    }
+
+    /// How the partitions stand that are not whole, for who reads the run.
+    fn tell_of_partitions(&mut self) {
+        let Some(image) = self.checker.image().cloned() else { return };
+        for (id, topic) in &image.topics {
+            for (number, partition) in (0..).zip(topic.partitions.iter()) {
+                let is_whole = partition.isr().count() == partition.replicas.len();
+                for proc in (CONTROLLERS..=COPY).filter(|_| !is_whole) {
+                    let Some(node) = &self.nodes[proc - CONTROLLERS] else { continue };
+                    let words = node.replicas.engine.story((*id, number));
+                    self.note(|| format!("{}: partition {number} of {}: {words}", name(proc), topic.name));
+                }
+            }
         }
     }
 

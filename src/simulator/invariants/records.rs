@@ -348,7 +348,7 @@ impl World {
         let mut broken = None;
         for (place, log, high_watermark) in replicas.engine.held() {
             let known = replicas.checked.get(&place).copied().unwrap_or_default();
-            if known.1 == high_watermark.0 {
+            if known.1 >= high_watermark.0 {
                 continue;
             }
             let Some(truth) = self.checker.records.places.get(&place).filter(|truth| !truth.is_excused) else {
@@ -356,11 +356,12 @@ impl World {
             };
             let from = if known.0 == truth.generation { known.1 } else { 0 };
             let from = from.min(high_watermark.0).max(log.start().0);
-            replicas.checked.insert(place, (truth.generation, high_watermark.0));
-            for offset in from..high_watermark.0 {
+            // What it found committed as a leader that had no lease any more is looked at once somebody says so.
+            let to = high_watermark.0.min(truth.committed.len() as i64);
+            replicas.checked.insert(place, (truth.generation, to.max(from)));
+            for offset in from..to {
                 let committed = truth.committed.get(offset as usize).map(|(record, _)| record);
-                let is_beyond = committed.is_none() && truth.generation > 0;
-                if log.get(offset) != committed && !is_beyond {
+                if log.get(offset) != committed {
                     broken = Some((place, offset, log.get(offset).copied(), committed.copied()));
                 }
             }

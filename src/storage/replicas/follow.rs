@@ -53,6 +53,11 @@ impl Link {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn concerns(&self, place: Place) -> bool {
+        self.followed.contains(&place)
+    }
+
     pub(super) fn add_place(&mut self, place: Place, flushed: bool) {
         self.followed.insert(place);
         self.changed.insert(place);
