@@ -196,8 +196,6 @@ impl<T> Leader<T> {
         epochs: &EpochHistory,
     ) -> Result<FetchOutcome, Refusal> {
         let (present, got) = (self.leader_epoch, from.leader_epoch);
-        #[cfg(test)]
-        let got = if crate::simulator::planted(crate::simulator::Bug::AnyEpochCounts) { present } else { got };
         if got < present {
             return Err(Refusal::FencedLeaderEpoch { present, got });
         }
@@ -225,10 +223,7 @@ impl<T> Leader<T> {
             return Ok(FetchOutcome::Diverged(ours));
         }
         // A late copy of an earlier fetch says less than what is known, and nothing false.
-        let flushed = from.flushed.min(from.offset);
-        #[cfg(test)]
-        let flushed = if crate::simulator::planted(crate::simulator::Bug::UnflushedCounts) { from.offset } else { flushed };
-        let flushed = flushed.max(replica.flushed.unwrap_or(Offset::ZERO));
+        let flushed = from.flushed.min(from.offset).max(replica.flushed.unwrap_or(Offset::ZERO));
         replica.flushed = Some(flushed);
         if flushed >= self.log_end {
             replica.caught_up = now;

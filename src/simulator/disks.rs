@@ -8,8 +8,8 @@ use super::queue::SECOND;
 use super::records::SimLog;
 use super::world::{CONTROLLERS, COPY, Proc, World, name};
 use crate::disk::sim::SimDisk;
-use crate::storage::core::Place;
 use crate::disk::{Disk, MetadataStore, Recovered};
+use crate::storage::core::Place;
 use crate::types::{ClusterId, DirectoryId};
 
 pub struct Folder {

@@ -73,7 +73,8 @@ impl World {
         let epoch = store.controller_epoch();
         self.check_recovered(proc, &history, epoch);
         let core = StorageCore::new(identity, settings, history, epoch);
-        let node = NodeProc { core, store, subscribed: None, writing: None, next_token: 0, replicas: ReplicasProc::new() };
+        let node =
+            NodeProc { core, store, subscribed: None, writing: None, next_token: 0, replicas: ReplicasProc::new() };
         self.nodes[proc - CONTROLLERS] = Some(Box::new(node));
         self.drive_node(proc, Input::Tick);
     }
@@ -246,7 +247,9 @@ impl World {
     }
 
     fn write_for_node(&mut self, proc: Proc, write: Write) {
-        let delay = self.disk_time(proc);
+        // Metadata may wait where records do not: it has files of its own.
+        let stall = if self.rng.chance(30) { self.rng.between(50, 1_500) * MS } else { 0 };
+        let delay = self.disk_time(proc) + stall;
         if let Some(node) = &mut self.nodes[proc - CONTROLLERS] {
             node.writing = Some(write);
         }

@@ -70,7 +70,7 @@ impl World {
     pub fn producer_turn(&mut self, producer: usize) {
         let now = self.now();
         let healed = self.faults.healed_at.is_some();
-        let pause = self.rng.between(10, 250) * MS;
+        let pause = self.rng.between(10, 150) * MS;
         self.queue.after(pause, Event::Producer(producer));
         let Some(session) = self.producers.sessions.get_mut(&producer) else {
             if !healed {

@@ -33,14 +33,12 @@ pub enum Bug {
     AnyonesPush,
     /// A fenced node stays fenced.
     FencedForGood,
-    /// What a follower has written counts, though it is not on its disk.
+    /// A follower says of what it has written that it is on its disk.
     UnflushedCounts,
     /// A leader shows what it knows before it knows how far its predecessor showed.
     ShownEarly,
     /// A leader sends records to whose log has another history.
     DivergenceUnseen,
-    /// Whatever leader epoch a follower names, it counts.
-    AnyEpochCounts,
     /// Acknowledgements do not want enough replicas in sync.
     AloneIsEnough,
     /// A follower joins the in-sync replicas with whatever it has.

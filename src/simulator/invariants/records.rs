@@ -47,7 +47,8 @@ impl Truth {
     fn lacking(&self, log: &SimLog, epoch: LeaderEpoch) -> Option<(usize, Record, LeaderEpoch)> {
         let start = usize::try_from(log.start().0).unwrap_or(0);
         let all = self.committed.iter().enumerate().skip(start);
-        let found = all.filter(|(_, (_, by))| *by < epoch).find(|(at, (record, _))| log.get(*at as i64) != Some(record));
+        let found =
+            all.filter(|(_, (_, by))| *by < epoch).find(|(at, (record, _))| log.get(*at as i64) != Some(record));
         found.map(|(at, (record, by))| (at, *record, *by))
     }
 
@@ -306,9 +307,8 @@ impl World {
         let Some(image) = self.checker.image() else { return };
         let Some(partition) = image.partition(place.0, place.1) else { return };
         let wanted = config::min_insync_replicas(&image.topics[&place.0].config, partition.replicas.len());
-        let has = |proc: &Proc| {
-            self.log_in(*proc, place).is_some_and(|log| log.start().0 > offset || log.durable() > offset)
-        };
+        let has =
+            |proc: &Proc| self.log_in(*proc, place).is_some_and(|log| log.start().0 > offset || log.durable() > offset);
         let copies = (CONTROLLERS..COPY).filter(has).count();
         if copies < wanted {
             let words = format!("{} acknowledges {offset} of {place:?} with {copies} copies", name(by));
@@ -354,7 +354,8 @@ impl World {
             let Some(truth) = self.checker.records.places.get(&place).filter(|truth| !truth.is_excused) else {
                 continue;
             };
-            let from = if known.0 == truth.generation { known.1 } else { 0 };
+            // What was committed once, and is lost, is below the high watermark of who has not heard of it.
+            let from = if known.0 == truth.generation { known.1 } else { high_watermark.0 };
             let from = from.min(high_watermark.0).max(log.start().0);
             // What it found committed as a leader that had no lease any more is looked at once somebody says so.
             let to = high_watermark.0.min(truth.committed.len() as i64);
@@ -410,7 +411,9 @@ impl World {
             }
             for member in partition.isr() {
                 let Some(proc) = self.holder(image, member) else { continue };
-                let Some(copy) = self.log_in(proc, *place) else { return Err(format!("{} lacks {place:?}", name(proc))) };
+                let Some(copy) = self.log_in(proc, *place) else {
+                    return Err(format!("{} lacks {place:?}", name(proc)));
+                };
                 let from = copy.start().0.max(log.start().0);
                 let same = copy.end() == end && (from..end.0).all(|offset| copy.get(offset) == log.get(offset));
                 if !same {

@@ -177,7 +177,10 @@ impl<L: Log> Replicas<L> {
         let links: Vec<_> = self.links.iter().filter(|(_, link)| link.concerns(place)).collect();
         let sessions: Vec<_> = self.sessions.iter().filter(|(_, session)| session.concerns(place)).collect();
         let waits = (self.asks.contains(&place), self.behind.contains(&place), self.unflushed.contains(&place));
-        let held = self.held.get(&place).map(|held| (held.log.start(), held.log.end(), held.flushed, &held.assignment, &held.role));
+        let held = self
+            .held
+            .get(&place)
+            .map(|held| (held.log.start(), held.log.end(), held.flushed, &held.assignment, &held.role));
         format!("{held:?} {links:?} {sessions:?} {waits:?}")
     }
 

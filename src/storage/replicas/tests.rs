@@ -1,5 +1,7 @@
 //! Three nodes' engines, joined by a network and disks that the test drives.
 
+mod interleavings;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -378,19 +380,6 @@ fn thousands_of_idle_partitions_cost_a_poll_per_pair_of_nodes_that_names_none() 
         cluster.arrive(way);
     }
     assert_eq!(cluster.acknowledged.len(), 1);
-}
-
-#[test]
-fn what_does_not_fit_an_answer_any_more_comes_with_the_next_one() {
-    let mut cluster = Cluster::new(3);
-    cluster.nodes.iter_mut().for_each(|node| node.engine.settings.answer_max_bytes = RECORD + RECORD / 2);
-    cluster.settle(MOMENT);
-    // The answer with the first is under way while the others come.
-    let tokens: Vec<_> =
-        (0..3).map(|partition| cluster.append(0, (TOPIC, partition), 11, Some(Acks::All))).collect();
-    cluster.settle(MOMENT);
-    let acknowledged: Vec<_> = cluster.acknowledged.iter().map(|(token, _)| *token).collect();
-    assert_eq!(acknowledged, tokens);
 }
 
 #[test]
