@@ -1,6 +1,6 @@
-//! What the log costs on this disk: `cargo run --release --example log_bench -- DIR [idle]`. Ratios count; the times are the machine's.
+//! What the log costs on this disk: `cargo run --release --example log_bench -- DIR [busy|idle]`. Ratios count; the times are the machine's.
 //!
-//! - the same bytes into few and into many partitions, each commit by `LogDirectory::commit`;
+//! - the same bytes into one, few and many partitions, each commit by `LogDirectory::commit`, in turn with each other;
 //! - opening ten thousand idle partitions, and the memory that they take;
 //! - a look at reading it all back.
 
@@ -11,7 +11,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use dmq::disk::RealDisk;
 use dmq::log::batch::{BatchBuilder, Compression};
-use dmq::log::{DEFAULT_OPEN_FILES, Log, LogConfig, LogDirectory, TopicPartition};
+use dmq::log::{DEFAULT_OPEN_FILES, Log, LogConfig, LogDirectory, TopicPartition, WantedLog};
 use dmq::types::{LeaderEpoch, Offset, TopicId, TopicName};
 
 const NOW: i64 = 1_800_000_000_000;
@@ -41,54 +41,82 @@ fn resident_bytes() -> u64 {
     text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
 }
 
-fn throughput(dir: &Path, topic: TopicId, partitions: u32, batches_per_commit: usize, total_bytes: usize) {
-    let node = LogDirectory::open(dir.join(format!("p{partitions}")), Arc::new(RealDisk), DEFAULT_OPEN_FILES)
-        .expect("open the directory");
-    let open = |partition| node.open_log(id("bench", partition), topic, LogConfig::default(), NOW).expect("open a log");
-    let mut logs: Vec<Log> = (0..partitions).map(open).collect();
-    let batch = batch(16 * 1024);
-    let commits = total_bytes / batch.len() / batches_per_commit;
-    let mut waits = Vec::with_capacity(commits);
-    let (began, mut next) = (Instant::now(), 0);
-    for _ in 0..commits {
-        let commit = Instant::now();
-        for _ in 0..batches_per_commit {
-            let log = &mut logs[next % partitions as usize];
-            log.append(&batch, LeaderEpoch(1), NOW).expect("append");
-            next += 1;
-        }
-        let mut dirty: Vec<&mut Log> = logs.iter_mut().filter(|log| log.is_dirty()).collect();
-        node.commit(&mut dirty).into_iter().for_each(|result| result.expect("commit"));
-        waits.push(commit.elapsed().as_micros());
+/// So many partitions, and what their commits came to.
+struct Case {
+    node: LogDirectory,
+    logs: Vec<Log>,
+    appended: usize,
+    /// Microseconds.
+    waits: Vec<u64>,
+}
+
+impl Case {
+    fn new(dir: &Path, topic: TopicId, partitions: u32) -> Self {
+        let dir = dir.join(format!("p{partitions}"));
+        let node = LogDirectory::open(dir, Arc::new(RealDisk), DEFAULT_OPEN_FILES).expect("open the directory");
+        let open =
+            |partition| node.open_log(id("bench", partition), topic, LogConfig::default(), NOW).expect("open a log");
+        let logs = (0..partitions).map(open).collect();
+        Self { node, logs, appended: 0, waits: Vec::new() }
     }
-    let seconds = began.elapsed().as_secs_f64();
-    waits.sort_unstable();
-    let rate = (next * batch.len()) as f64 / seconds / 1e6;
-    let (middle, last) = (waits[waits.len() / 2], waits[waits.len() * 99 / 100]);
-    println!(
-        "{partitions:>6} partitions, {batches_per_commit} batches of 16 KiB a commit: {rate:.0} MB/s, p50 {middle} µs, p99 {last} µs"
-    );
-    let (began, mut bytes) = (Instant::now(), 0);
-    for log in &logs {
-        let mut offset = Offset::ZERO;
-        loop {
-            let fetched = log.read(offset, 1 << 20, log.end()).expect("read");
-            if fetched.batches.is_empty() {
-                break;
+
+    fn commit(&mut self, batch: &Bytes, batches: usize) {
+        let began = Instant::now();
+        for _ in 0..batches {
+            let partitions = self.logs.len();
+            let log = &mut self.logs[self.appended % partitions];
+            log.append(batch, LeaderEpoch(1), NOW).expect("append");
+            self.appended += 1;
+        }
+        let mut dirty: Vec<&mut Log> = self.logs.iter_mut().filter(|log| log.is_dirty()).collect();
+        self.node.commit(&mut dirty).into_iter().for_each(|result| result.expect("commit"));
+        self.waits.push(began.elapsed().as_micros() as u64);
+    }
+
+    fn print(&mut self, batch: &Bytes) {
+        let micros: u64 = self.waits.iter().sum();
+        self.waits.sort_unstable();
+        let rate = (self.appended * batch.len()) as f64 / micros as f64;
+        let (middle, last) = (self.waits[self.waits.len() / 2], self.waits[self.waits.len() * 99 / 100]);
+        println!("{:>6} partitions: {rate:.0} MB/s, a commit p50 {middle} µs, p99 {last} µs", self.logs.len());
+    }
+
+    fn read_back(&self) {
+        let (began, mut bytes) = (Instant::now(), 0);
+        for log in &self.logs {
+            let mut offset = Offset::ZERO;
+            loop {
+                let fetched = log.read(offset, 1 << 20, log.end()).expect("read");
+                if fetched.batches.is_empty() {
+                    break;
+                }
+                bytes += fetched.batches.len();
+                offset = fetched.next_offset;
             }
-            bytes += fetched.batches.len();
-            offset = fetched.next_offset;
         }
+        let rate = bytes as f64 / began.elapsed().as_secs_f64() / 1e6;
+        println!("{:>6} partitions read back: {rate:.0} MB/s", self.logs.len());
     }
-    println!("{:>6} partitions read back: {:.0} MB/s", partitions, bytes as f64 / began.elapsed().as_secs_f64() / 1e6);
+}
+
+/// The cases take turns, commit by commit, so that whatever else the disk does meets all of them.
+fn throughput(dir: &Path, topic: TopicId, batches: usize, commits: usize) {
+    let mut cases = [1, 12, 1_000].map(|partitions| Case::new(dir, topic, partitions));
+    let batch = batch(16 * 1024);
+    for _ in 0..commits {
+        cases.iter_mut().for_each(|case| case.commit(&batch, batches));
+    }
+    println!("{batches} batches of 16 KiB a commit:");
+    cases.iter_mut().for_each(|case| case.print(&batch));
+    cases.iter().for_each(Case::read_back);
 }
 
 fn idle(dir: &Path, topic: TopicId, partitions: u32) {
     let open_all = |began: Instant| {
         let node = LogDirectory::open(dir.join("idle"), Arc::new(RealDisk), DEFAULT_OPEN_FILES).expect("open");
-        let open =
-            |partition| node.open_log(id("idle", partition), topic, LogConfig::default(), NOW).expect("open a log");
-        let logs: Vec<Log> = (0..partitions).map(open).collect();
+        let wanted = |partition| WantedLog { id: id("idle", partition), topic, config: LogConfig::default() };
+        let opened = node.open_logs((0..partitions).map(wanted).collect(), NOW);
+        let logs: Vec<Log> = opened.into_iter().map(|log| log.expect("open a log")).collect();
         println!("{partitions:>6} partitions opened in {:.2} s", began.elapsed().as_secs_f64());
         (node, logs)
     };
@@ -102,7 +130,8 @@ fn idle(dir: &Path, topic: TopicId, partitions: u32) {
     let (node, mut logs) = open_all(Instant::now());
     println!("{:.1} MB resident, {} files open", resident_bytes() as f64 / 1e6, node.files().open_count());
     let began = Instant::now();
-    logs.iter_mut().for_each(|log| log.checkpoint().expect("checkpoint"));
+    let checkpointed = node.checkpoint_all(&mut logs.iter_mut().collect::<Vec<_>>());
+    checkpointed.into_iter().for_each(|result| result.expect("checkpoint"));
     println!("{partitions:>6} checkpoints in {:.2} s", began.elapsed().as_secs_f64());
     drop((node, logs));
     println!("after a checkpoint:");
@@ -115,13 +144,12 @@ fn main() {
         return;
     };
     let topic = TopicId("11111111-2222-4333-8444-555555555555".parse().expect("a good id"));
-    if std::env::args().nth(2).is_some_and(|only| only == "idle") {
-        return idle(&dir, topic, 10_000);
+    let only = std::env::args().nth(2);
+    let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
+    if wanted("busy") {
+        (0..3).for_each(|round| throughput(&dir.join(format!("round-{round}")), topic, 64, 256));
     }
-    for round in 0..3 {
-        for partitions in [1, 12, 1_000] {
-            throughput(&dir.join(format!("round-{round}")), topic, partitions, 64, 256 << 20);
-        }
+    if wanted("idle") {
+        idle(&dir, topic, 10_000);
     }
-    idle(&dir, topic, 10_000);
 }

@@ -1,6 +1,6 @@
 //! What to do next, for errors whose own words don't say.
 
-use crate::client::AdminError;
+use crate::client::{AdminError, ConsumeError, DataError, ProduceError};
 use crate::config::ConnectError;
 use crate::wire::Code;
 
@@ -10,7 +10,43 @@ pub fn of(error: &anyhow::Error) -> Option<String> {
                     --context";
         return Some(text.into());
     }
-    let admin = error.chain().find_map(|cause| cause.downcast_ref::<AdminError>())?;
+    error.chain().find_map(|cause| {
+        if let Some(error) = cause.downcast_ref::<AdminError>() {
+            return of_admin(error);
+        }
+        let data = match (cause.downcast_ref::<ProduceError>(), cause.downcast_ref::<ConsumeError>()) {
+            (Some(ProduceError::Topic { error, .. }), _) | (_, Some(ConsumeError::Topic { error, .. })) => {
+                return of_admin(error);
+            }
+            (Some(ProduceError::Refused { error, .. }), _) => Some(error),
+            (Some(ProduceError::NotInTime { last, .. } | ProduceError::Unknown { last, .. }), _) => last.as_ref(),
+            (_, Some(ConsumeError::Refused { error, .. } | ConsumeError::Group { error, .. })) => Some(error),
+            _ => cause.downcast_ref::<DataError>(),
+        };
+        data.and_then(of_data)
+    })
+}
+
+fn of_data(error: &DataError) -> Option<String> {
+    let text = match error {
+        DataError::Refused(refusal) => match refusal.code {
+            Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend => {
+                "`dmq topic describe` shows which replicas are in sync, and min.insync.replicas"
+            }
+            Code::UnknownTopicOrPartition | Code::UnknownTopicId => "`dmq topic list` shows those there are",
+            Code::KafkaStorageError => "see the log of the partition's leader, and its disk",
+            _ => return None,
+        },
+        DataError::NoLeader { .. } => "`dmq topic describe` shows who leads; `dmq cluster status` why nobody does",
+        DataError::Disconnected => "see whether the NATS server still runs, then try again",
+        DataError::NoAnswer { .. } => "try again; `dmq cluster status` shows how the storage nodes are",
+        DataError::Unreadable { .. } => "run the version of dmq that the storage nodes run",
+        DataError::RefusedOtherwise { .. } | DataError::Bus(_) => return None,
+    };
+    Some(text.into())
+}
+
+fn of_admin(admin: &AdminError) -> Option<String> {
     let text = match admin {
         AdminError::Refused(refusal) => match refusal.code {
             Code::TopicAlreadyExists => "`dmq topic describe` shows the one there is; `dmq topic alter` changes it",

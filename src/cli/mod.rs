@@ -5,6 +5,7 @@
 mod bench;
 mod cluster;
 mod completions;
+mod consume;
 mod controller;
 mod dev;
 mod global;
@@ -14,6 +15,7 @@ mod metadata;
 mod node;
 mod output;
 mod process;
+mod produce;
 mod services;
 mod session;
 mod storage;
@@ -53,6 +55,10 @@ enum Command {
     /// Create, list, describe, alter and delete topics
     #[command(subcommand)]
     Topic(topic::Command),
+    /// Write records to a topic, one a line
+    Produce(produce::Args),
+    /// Read a topic's records
+    Consume(consume::Args),
     /// List, describe, drain, replace and remove storage nodes
     #[command(subcommand)]
     Node(node::Command),
@@ -65,7 +71,7 @@ enum Command {
     /// Look at the metadata and its history, or bring them back
     #[command(subcommand)]
     Metadata(metadata::Command),
-    /// Measure what the metadata half costs on this machine, on processes of its own
+    /// Measure what dmq costs on this machine, on processes of its own
     Bench(bench::Args),
     /// Look at the files of a partition's log
     #[command(subcommand)]
@@ -88,6 +94,8 @@ impl Command {
         match self {
             // A large file takes its time.
             Self::Controller(_) | Self::Storage(_) | Self::Bench(_) | Self::Log(_) => true,
+            // They end with what they read.
+            Self::Produce(_) | Self::Consume(_) => true,
             Self::Dev(args) => args.lasts(),
             Self::Metadata(command) => command.lasts(),
             Self::Topic(_) | Self::Node(_) | Self::Services(_) | Self::Cluster(_) | Self::Completions(_) => false,
@@ -100,6 +108,8 @@ impl Command {
             Self::Storage(args) => storage::run(global, args).await,
             Self::Dev(args) => dev::run(global, args, out).await,
             Self::Topic(command) => command.run(global, out).await,
+            Self::Produce(args) => produce::run(global, args, out).await,
+            Self::Consume(args) => consume::run(global, args, out).await,
             Self::Node(command) => command.run(global, out).await,
             Self::Services(command) => command.run(global, out),
             Self::Cluster(command) => command.run(global, out).await,

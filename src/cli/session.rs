@@ -7,11 +7,14 @@ use tokio::time::Instant;
 use super::global::GlobalArgs;
 use super::process;
 use crate::client::Admin;
-use crate::config;
+use crate::config::{self, Services};
 
 pub struct Session {
     pub client: async_nats::Client,
     pub admin: Admin,
+    pub services: Services,
+    /// What is left of the command's time.
+    pub left: Duration,
 }
 
 pub async fn open(global: &GlobalArgs) -> anyhow::Result<Session> {
@@ -23,5 +26,5 @@ pub async fn open(global: &GlobalArgs) -> anyhow::Result<Session> {
     let client = config::connect(&settings.nats, "dmq command line", connecting, false).await?.client;
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
     let admin = Admin::new(client.clone(), named.admin_prefix()).within(left);
-    Ok(Session { client, admin })
+    Ok(Session { client, admin, services: named, left })
 }

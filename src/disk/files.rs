@@ -11,6 +11,10 @@ use std::path::{Path, PathBuf};
 pub trait Disk: Send + Sync {
     /// Makes the folder and its parents where they are missing, for this user alone, and makes the folder's name durable.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
+    /// The same, but the names are durable only once their folders, or the file system, are synced.
+    fn create_dir_unsynced(&self, dir: &Path) -> io::Result<()> {
+        self.create_dir(dir)
+    }
     /// Opens a file for writing that is empty, whether or not it existed.
     fn create(&self, path: &Path) -> io::Result<Box<dyn WriteFile>>;
     /// Opens an existing file for writing at its end.
@@ -30,6 +34,10 @@ pub trait Disk: Send + Sync {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// What makes everything on the folder's file system durable at once; none where the operating system cannot.
     fn file_system(&self, dir: &Path) -> io::Result<Option<Box<dyn FileSystem>>>;
+    /// How many files may be open at once, as far as the operating system says it.
+    fn open_files_limit(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// All files of a disk together. It stays open, so that no error is missed that the kernel met between two syncs.
@@ -63,16 +71,23 @@ pub trait ReadFile: Send + Sync {
 pub struct RealDisk;
 
 impl Disk for RealDisk {
+    fn create_dir_unsynced(&self, dir: &Path) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    }
+
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        self.create_dir_unsynced(dir)?;
         // Also where it existed: who made it may have been killed before this.
         self.sync_dir(parent_of(dir))
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
-        // Truncation by `set_len`, since std refuses `append` together with `truncate`.
+        // Truncation by `set_len`, since std refuses `append` together with `truncate`. Not where there is nothing to truncate:
+        // ext4 would write the file back as soon as it is closed.
         let file = OpenOptions::new().append(true).create(true).open(path)?;
-        file.set_len(0)?;
+        if file.metadata()?.len() > 0 {
+            file.set_len(0)?;
+        }
         Ok(Box::new(RealFile(file)))
     }
 
@@ -106,6 +121,18 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+
+    /// The soft limit is raised to the hard one: it is that low for programs that use `select`.
+    fn open_files_limit(&self) -> usize {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let limits = getrlimit(Resource::Nofile);
+        let raised = Rlimit { current: limits.maximum, maximum: limits.maximum };
+        let limit = match setrlimit(Resource::Nofile, raised) {
+            Ok(()) => limits.maximum,
+            Err(_) => limits.current,
+        };
+        limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
     }
 
     #[cfg(target_os = "linux")]

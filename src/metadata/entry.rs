@@ -58,7 +58,8 @@ struct Envelope<'a> {
     request: Option<RequestField<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     part: Option<PartField>,
-    records: &'a [Record],
+    /// They are the last field, and written in between.
+    records: [(); 0],
 }
 
 #[derive(Serialize)]
@@ -87,36 +88,44 @@ pub enum EntryError {
 ///
 /// Usually one. Where the records don't fit, they are spread over several, and the change takes effect with the last.
 pub fn encode_change(entry: &Entry, limit: usize) -> Result<Vec<Bytes>, EntryError> {
-    let whole = encode_part(entry, &entry.records, None);
-    if whole.len() <= limit {
-        return Ok(vec![whole.into()]);
+    // There may be a million partitions in them: each is written once, and the envelopes are put around.
+    let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(entry.records.len()));
+    for record in &entry.records {
+        bytes.push(b',');
+        serde_json::to_writer(&mut bytes, record).expect("records have string keys only");
+        ends.push(bytes.len());
     }
-    let overhead = encode_part(entry, &[], Some(PartField { number: u32::MAX, last: false })).len();
+    let (before, after) = envelope(entry, None);
+    if before.len() + bytes.len().saturating_sub(1) + after.len() <= limit {
+        return Ok(vec![[&before, bytes.get(1..).unwrap_or_default(), &after].concat().into()]);
+    }
+    let (before, after) = envelope(entry, Some(PartField { number: u32::MAX, last: false }));
+    let overhead = before.len() + after.len();
     if overhead > limit {
         return Err(EntryError::RecordTooLarge { size: overhead, limit });
     }
-    let mut groups: Vec<&[Record]> = Vec::new();
-    let (mut start, mut size) = (0, overhead);
-    for (index, record) in entry.records.iter().enumerate() {
-        let bytes = serde_json::to_vec(record).expect("records have string keys only").len() + 1;
-        if overhead + bytes > limit {
-            return Err(EntryError::RecordTooLarge { size: bytes, limit: limit.saturating_sub(overhead) });
+    let (mut groups, mut start, mut end) = (Vec::new(), 0, 0);
+    for next in ends {
+        if overhead + (next - end) > limit {
+            return Err(EntryError::RecordTooLarge { size: next - end, limit: limit.saturating_sub(overhead) });
         }
-        if size + bytes > limit {
-            groups.push(&entry.records[start..index]);
-            (start, size) = (index, overhead);
+        if overhead + (next - start) > limit {
+            groups.push(start..end);
+            start = end;
         }
-        size += bytes;
+        end = next;
     }
-    groups.push(&entry.records[start..]);
+    groups.push(start..end);
     let last = groups.len() - 1;
-    let encode = |(number, records): (usize, &&[Record])| {
-        encode_part(entry, records, Some(PartField { number: number as u32, last: number == last })).into()
+    let encode = |(number, group): (usize, std::ops::Range<usize>)| {
+        let (before, after) = envelope(entry, Some(PartField { number: number as u32, last: number == last }));
+        [&before, bytes[group].get(1..).unwrap_or_default(), &after].concat().into()
     };
-    Ok(groups.iter().enumerate().map(encode).collect())
+    Ok(groups.into_iter().enumerate().map(encode).collect())
 }
 
-fn encode_part(entry: &Entry, records: &[Record], part: Option<PartField>) -> Vec<u8> {
+/// What is before and what is after the records of a message.
+fn envelope(entry: &Entry, part: Option<PartField>) -> (Vec<u8>, Vec<u8>) {
     let request =
         entry.request.as_ref().map(|(id, fingerprint, answer)| RequestField { id, fingerprint: *fingerprint, answer });
     let envelope = Envelope {
@@ -128,9 +137,12 @@ fn encode_part(entry: &Entry, records: &[Record], part: Option<PartField>) -> Ve
         cause: &entry.cause.0,
         request,
         part,
-        records,
+        records: [],
     };
-    serde_json::to_vec(&envelope).expect("an envelope has string keys only")
+    let mut before = serde_json::to_vec(&envelope).expect("an envelope has string keys only");
+    // The records are its last field: what follows their opening bracket is what is after them.
+    let after = before.split_off(before.len() - b"]}".len());
+    (before, after)
 }
 
 /// A message of the history whose envelope is ours. Its records are not looked at yet.

@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
 
 use super::partitions::Partitions;
-use super::record::{PartitionChange, Record, SnapshotRef};
+use super::record::{PartitionChange, Record, Replicas, SnapshotRef};
 use crate::types::{
     ClusterId, ControllerEpoch, ControllerId, DirectoryId, IncarnationId, LeaderEpoch, NodeEpoch, PairingEpoch,
     PartitionEpoch, PartitionId, Position, RequestId, StorageId, TopicId, TopicName, Version,
@@ -78,7 +77,7 @@ impl StorageNode {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Partition {
     /// In order of preference, no node twice.
-    pub replicas: SmallVec<[StorageId; 3]>,
+    pub replicas: Replicas,
     /// Bit n: the replica at index n is in sync.
     isr: u32,
     pub leader: Option<StorageId>,
@@ -189,6 +188,40 @@ pub struct Image {
     pub restored_from: Option<Position>,
     pub(super) requests: BTreeMap<RequestId, RequestOutcome>,
     pub(super) request_order: VecDeque<RequestId>,
+}
+
+/// Replicas and leaderships for each node, of many partitions: counted together, since a million look-ups of nodes take longer
+/// than all else that a million new partitions ask for.
+#[derive(Default)]
+struct NodeCounts {
+    dense: Vec<NodeCount>,
+    beyond: BTreeMap<StorageId, NodeCount>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct NodeCount {
+    replicas: u32,
+    leaders: u32,
+}
+
+impl NodeCounts {
+    const DENSE: usize = 1 << 16;
+
+    fn of(&mut self, node: StorageId) -> &mut NodeCount {
+        let index = node.0 as usize;
+        if index >= Self::DENSE {
+            return self.beyond.entry(node).or_default();
+        }
+        if index >= self.dense.len() {
+            self.dense.resize(index + 1, NodeCount::default());
+        }
+        &mut self.dense[index]
+    }
+
+    fn all(&self) -> impl Iterator<Item = (StorageId, NodeCount)> + '_ {
+        let dense = (0..).map(StorageId).zip(self.dense.iter().copied()).filter(|(_, count)| count.replicas > 0);
+        dense.chain(self.beyond.iter().map(|(node, count)| (*node, *count)))
+    }
 }
 
 /// A record that makes no sense where it stands: its writer broke a rule, or the history is another one. Whoever meets it stops.
@@ -324,7 +357,7 @@ impl Image {
             Record::TopicDeleted { topic_id } => {
                 let topic = self.topics.remove(topic_id).ok_or_else(|| inapplicable!("no topic {topic_id}"))?;
                 self.names.remove(&topic.name);
-                topic.partitions.iter().for_each(|partition| self.count(partition, -1));
+                self.count(topic.partitions.iter(), -1);
             }
             Record::PartitionsChanged { topic_id, changes } => {
                 changes.iter().try_for_each(|change| self.change_partition(*topic_id, change))?;
@@ -364,7 +397,7 @@ impl Image {
         id: TopicId,
         name: &TopicName,
         config: &BTreeMap<String, String>,
-        replicas: &[Vec<StorageId>],
+        replicas: &[Replicas],
     ) -> Result<(), InapplicableRecord> {
         if self.topics.contains_key(&id) || self.names.contains_key(name) {
             return Err(inapplicable!("topic {name} ({id}) exists already"));
@@ -390,20 +423,24 @@ impl Image {
         &mut self,
         version: Version,
         topic: TopicId,
-        replicas: &[Vec<StorageId>],
+        replicas: &[Replicas],
     ) -> Result<(), InapplicableRecord> {
-        let sound = |nodes: &Vec<StorageId>| {
-            let known = nodes.iter().all(|node| self.storage.contains_key(node));
+        let mut counts = NodeCounts::default();
+        for nodes in replicas {
             let once = nodes.iter().enumerate().all(|(n, node)| !nodes[..n].contains(node));
-            (1..=MAX_REPLICAS).contains(&nodes.len()) && known && once
-        };
-        if let Some(bad) = replicas.iter().find(|nodes| !sound(nodes)) {
-            return Err(inapplicable!("a partition of topic {topic} cannot be on {bad:?}"));
+            if !once || !(1..=MAX_REPLICAS).contains(&nodes.len()) {
+                return Err(inapplicable!("a partition of topic {topic} cannot be on {nodes:?}"));
+            }
+            nodes.iter().for_each(|node| counts.of(*node).replicas += 1);
+            counts.of(nodes[0]).leaders += 1;
         }
-        let partitions: Vec<_> = replicas.iter().map(|nodes| Partition::new(nodes)).collect();
-        partitions.iter().for_each(|partition| self.count(partition, 1));
+        for (node, more) in counts.all() {
+            let node = self.node_mut(node)?;
+            node.replicas += more.replicas;
+            node.leaders += more.leaders;
+        }
         let held = self.topic_mut(topic)?;
-        held.partitions.extend(partitions);
+        held.partitions.extend(replicas.iter().map(|nodes| Partition::new(nodes)));
         held.changed = version;
         Ok(())
     }
@@ -456,15 +493,19 @@ impl Image {
         Ok(())
     }
 
-    /// Adds a partition to its nodes' counts, or takes it away.
-    pub(super) fn count(&mut self, partition: &Partition, step: i32) {
-        for replica in &partition.replicas {
-            if let Some(node) = self.storage.get_mut(replica) {
-                node.replicas = node.replicas.wrapping_add_signed(step);
-            }
+    /// Adds partitions to their nodes' counts, or takes them away.
+    pub(super) fn count<'a>(&mut self, partitions: impl Iterator<Item = &'a Partition>, step: i32) {
+        let mut counts = NodeCounts::default();
+        for partition in partitions {
+            partition.replicas.iter().for_each(|node| counts.of(*node).replicas += 1);
+            // A leader is a replica.
+            partition.leader.iter().for_each(|node| counts.of(*node).leaders += 1);
         }
-        if let Some(node) = partition.leader.and_then(|leader| self.storage.get_mut(&leader)) {
-            node.leaders = node.leaders.wrapping_add_signed(step);
+        for (node, count) in counts.all() {
+            if let Some(node) = self.storage.get_mut(&node) {
+                node.replicas = node.replicas.wrapping_add_signed(step * count.replicas as i32);
+                node.leaders = node.leaders.wrapping_add_signed(step * count.leaders as i32);
+            }
         }
     }
 

@@ -30,5 +30,5 @@ pub use image::{
 };
 pub use partitions::Partitions;
 pub use placement::{PlacementError, place};
-pub use record::{PartitionChange, Record, SnapshotRef};
+pub use record::{PartitionChange, Record, Replicas, SnapshotRef};
 pub use snapshot::{SnapshotError, read_snapshot, snapshot_base, write_snapshot};

@@ -12,7 +12,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::image::{Image, MAX_REPLICAS};
+use super::record::Replicas;
 use crate::types::StorageId;
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -24,7 +27,7 @@ pub enum PlacementError {
 }
 
 /// The nodes of `count` new partitions of `factor` replicas each, the preferred leader first.
-pub fn place(image: &Image, count: u32, factor: usize) -> Result<Vec<Vec<StorageId>>, PlacementError> {
+pub fn place(image: &Image, count: u32, factor: usize) -> Result<Vec<Replicas>, PlacementError> {
     if !(1..=MAX_REPLICAS).contains(&factor) {
         return Err(PlacementError::Factor(factor));
     }
@@ -36,11 +39,34 @@ pub fn place(image: &Image, count: u32, factor: usize) -> Result<Vec<Vec<Storage
         return Ok(Vec::new());
     }
     let mut table = Table::new(image);
-    let mut placed: Vec<_> = (0..count).map(|_| table.next(factor)).collect();
+    // Each node gets as much of such a block as any other, from a state on in which all of them have as much.
+    let (count, block) = (count as usize, BLOCK.next_multiple_of(active));
+    let mut placed = Vec::with_capacity(count);
+    let one_by_one = |placed: &mut Vec<Replicas>, table: &mut Table, until: usize| {
+        placed.extend((placed.len()..until).map(|_| table.next(factor)));
+    };
+    if count > 4 * block {
+        let begin = table.until_even(factor);
+        one_by_one(&mut placed, &mut table, begin);
+    }
+    // Two more blocks at least are placed one by one, to even out what the copies leave uneven.
+    while count - placed.len() > 4 * block {
+        let begin = placed.len();
+        let before = table.loads();
+        one_by_one(&mut placed, &mut table, begin + block);
+        let copies = (count - placed.len()) / block - 2;
+        table.copy(&mut placed, begin, copies.min(table.copies_at_most(&before)));
+    }
+    let tail = placed.len();
+    one_by_one(&mut placed, &mut table, count);
     let fewest = table.nodes.iter().map(|node| node.replicas).min().unwrap_or(0);
     let score = |node: &Node| (node.id, 2 * i64::from(node.leaders) - i64::from(node.replicas > fewest));
     let racks = image.active_nodes().map(|(id, node)| (id, node.rack.clone())).collect();
-    even_leaders(&mut placed, table.nodes.iter().map(score).collect(), &racks);
+    even_leaders(
+        &mut placed[tail.min(count - count.min(2 * block))..],
+        table.nodes.iter().map(score).collect(),
+        &racks,
+    );
     Ok(placed)
 }
 
@@ -70,6 +96,13 @@ impl Load {
 
 /// The nodes of no rack, which exclude nobody.
 const NO_RACK: usize = 0;
+/// So many partitions are placed one by one before they are copied.
+const BLOCK: usize = 8192;
+/// By how much the gains of nodes of one rack may differ in a block that is copied: more shows that it levels them.
+const EVEN: u32 = 2;
+/// How often a block is copied at a time in which some gain more replicas than others, or more leaderships.
+const COPIES_MORE_REPLICAS: usize = 64;
+const COPIES_MORE_LEADERSHIPS: usize = 16;
 /// How many nodes that are as good as each other are looked at for a follower.
 const LOOKED_AT: usize = 32;
 
@@ -79,7 +112,7 @@ struct Table {
     /// Those of no rack, then those of each rack.
     groups: Vec<BTreeSet<Load>>,
     /// For each node that leads new partitions, how many of them each node follows, and how many as the first in line.
-    followed: Vec<Vec<(u32, u32)>>,
+    followed: Vec<BTreeMap<usize, (u32, u32)>>,
     seed: u64,
 }
 
@@ -92,7 +125,7 @@ impl Table {
             let group = node.rack.clone().map_or(NO_RACK, |rack| *racks.entry(rack).or_insert(next));
             nodes.push(Node { id, group, replicas: node.replicas, leaders: node.leaders });
         }
-        let followed = vec![Vec::new(); nodes.len()];
+        let followed = vec![BTreeMap::new(); nodes.len()];
         let groups = vec![BTreeSet::new(); racks.len() + 1];
         let mut table = Self { nodes, groups, followed, seed: image.topics_created };
         (0..table.nodes.len()).for_each(|node| table.put(node));
@@ -106,7 +139,7 @@ impl Table {
     }
 
     /// Places one partition.
-    fn next(&mut self, factor: usize) -> Vec<StorageId> {
+    fn next(&mut self, factor: usize) -> Replicas {
         let mut used = BTreeSet::new();
         let leader = self.leader(factor);
         self.take(leader, &mut used);
@@ -122,23 +155,106 @@ impl Table {
             self.take(follower, &mut used);
             followers.push(follower.node);
         }
-        if self.followed[leader].is_empty() {
-            self.followed[leader] = vec![(0, 0); self.nodes.len()];
-        }
         let row = &mut self.followed[leader];
         // The first in line leads next.
-        if let Some(first) = (0..followers.len()).min_by_key(|n| row[followers[*n]].1) {
+        let led_next = |row: &BTreeMap<usize, (u32, u32)>, node| row.get(&node).map_or(0, |(_, first)| *first);
+        if let Some(first) = (0..followers.len()).min_by_key(|n| led_next(row, followers[*n])) {
             followers.swap(0, first);
-            row[followers[0]].1 += 1;
+            row.entry(followers[0]).or_default().1 += 1;
         }
-        followers.iter().for_each(|node| row[*node].0 += 1);
+        followers.iter().for_each(|node| row.entry(*node).or_default().0 += 1);
         self.nodes[leader].leaders += 1;
-        let all: Vec<_> = std::iter::once(leader).chain(followers).collect();
+        let all: SmallVec<[usize; 8]> = std::iter::once(leader).chain(followers).collect();
         for node in &all {
             self.nodes[*node].replicas += 1;
             self.put(*node);
         }
         all.into_iter().map(|node| self.nodes[node].id).collect()
+    }
+
+    /// After how many partitions all nodes can have as many replicas, and as many leaderships; else, as many leaderships.
+    fn until_even(&self, factor: usize) -> usize {
+        let nodes = self.nodes.len();
+        let replicas: usize = self.nodes.iter().map(|node| node.replicas as usize).sum();
+        let leaders: usize = self.nodes.iter().map(|node| node.leaders as usize).sum();
+        let even_leaders = (nodes - leaders % nodes) % nodes;
+        let even = |placed: &usize| (leaders + placed) % nodes == 0 && (replicas + placed * factor) % nodes == 0;
+        (0..nodes).find(even).unwrap_or(even_leaders)
+    }
+
+    /// Replicas and leaderships of each node.
+    fn loads(&self) -> Vec<(u32, u32)> {
+        self.nodes.iter().map(|node| (node.replicas, node.leaders)).collect()
+    }
+
+    /// How often what was placed since then may be placed again. None of it where it levelled the nodes of a rack, and no more
+    /// than until a rack that gains on another one has caught up with it.
+    fn copies_at_most(&self, before: &[(u32, u32)]) -> usize {
+        // For each rack the least and the most gained, of replicas and leaderships, and the replicas that its nodes have.
+        let mut racks: BTreeMap<usize, [(u32, u32); 3]> = BTreeMap::new();
+        for (node, (replicas, leaders)) in self.nodes.iter().zip(before) {
+            let values = [node.replicas - replicas, node.leaders - leaders, node.replicas];
+            let ranges = racks.entry(node.group).or_insert([(u32::MAX, 0); 3]);
+            for (range, value) in ranges.iter_mut().zip(values) {
+                *range = (range.0.min(value), range.1.max(value));
+            }
+        }
+        let all = |of: usize| {
+            racks.values().fold((u32::MAX, 0), |all, ranges| (all.0.min(ranges[of].0), all.1.max(ranges[of].1)))
+        };
+        let differ = |range: (u32, u32)| range.1 - range.0;
+        if differ(all(0)) == 0 && differ(all(1)) == 0 {
+            return usize::MAX;
+        }
+        if differ(all(1)) > EVEN || racks.values().flatten().any(|range| differ(*range) > EVEN) {
+            return 0;
+        }
+        let most = if differ(all(1)) == 0 { COPIES_MORE_REPLICAS } else { COPIES_MORE_LEADERSHIPS };
+        // What one more in each copy leaves uneven, two blocks that are placed one by one even out.
+        let gained = (all(0).0 as usize).min(most);
+        let catches_up = |low: &[(u32, u32); 3], high: &[(u32, u32); 3]| {
+            let (faster, gap) = (low[0].1.saturating_sub(high[0].0), high[2].0.saturating_sub(low[2].1));
+            let at_least = if faster <= EVEN { gained } else { 0 };
+            (gap > 0 && faster > 0).then(|| at_least.max((gap / faster) as usize))
+        };
+        let pairs = racks.values().flat_map(|low| racks.values().filter_map(move |high| catches_up(low, high)));
+        pairs.min().map_or(most, |copies| copies.min(most))
+    }
+
+    /// Places what was placed from `begin` on so many times again, each time with other nodes of the same racks in its places:
+    /// so that all nodes come to have as much, and whoever leads comes to be followed by others.
+    fn copy(&mut self, placed: &mut Vec<Replicas>, begin: usize, copies: usize) {
+        if copies == 0 {
+            return;
+        }
+        let index: BTreeMap<_, _> = self.nodes.iter().enumerate().map(|(index, node)| (node.id, index)).collect();
+        let block: Vec<SmallVec<[usize; 3]>> =
+            placed[begin..].iter().map(|replicas| replicas.iter().map(|id| index[id]).collect()).collect();
+        let mut members = vec![Vec::new(); self.groups.len()];
+        let place = |(index, node): (usize, &Node)| {
+            members[node.group].push(index);
+            members[node.group].len() - 1
+        };
+        let places: Vec<usize> = self.nodes.iter().enumerate().map(place).collect();
+        let mut turned = vec![0; self.nodes.len()];
+        for copy in 1..=copies {
+            // Turns that are spread as evenly as can be, however many there are (multiples of the golden ratio).
+            let turn = u64::from((copy as u32).wrapping_mul(0x9e37_79b9));
+            for (node, place) in self.nodes.iter().zip(&places) {
+                let among = &members[node.group];
+                let by = (turn * among.len() as u64) >> 32;
+                turned[among[*place]] = among[(place + by as usize) % among.len()];
+            }
+            for replicas in &block {
+                for node in replicas {
+                    self.nodes[turned[*node]].replicas += 1;
+                }
+                self.nodes[turned[replicas[0]]].leaders += 1;
+                placed.push(replicas.iter().map(|node| self.nodes[turned[*node]].id).collect());
+            }
+        }
+        self.groups.iter_mut().for_each(BTreeSet::clear);
+        (0..self.nodes.len()).for_each(|node| self.put(node));
     }
 
     fn take(&mut self, load: Load, used: &mut BTreeSet<usize>) {
@@ -196,7 +312,7 @@ impl Table {
         let equals = open()
             .flat_map(|loads| loads.range(Load::least(replicas, leaders)..Load::least(replicas, leaders + 1)))
             .take(LOOKED_AT);
-        let follows = |node: usize| self.followed[leader].get(node).map_or(0, |(follows, _)| *follows);
+        let follows = |node: usize| self.followed[leader].get(&node).map_or(0, |(follows, _)| *follows);
         equals.min_by_key(|load| (follows(load.node), load.turn)).copied()
     }
 }
@@ -214,7 +330,7 @@ fn mix(mut bits: u64) -> u32 {
 /// A node's score is twice its leaderships, less one where it has more replicas than others: of two nodes the one with more
 /// replicas has more leaderships too, since the next topic's replicas, and so its leaderships, go to the other.
 fn even_leaders(
-    placed: &mut [Vec<StorageId>],
+    placed: &mut [Replicas],
     mut scores: BTreeMap<StorageId, i64>,
     racks: &BTreeMap<StorageId, Option<Arc<str>>>,
 ) {
@@ -241,7 +357,7 @@ const WORTH: i64 = 3;
 
 /// Takes one leadership from a node. Who has one more then.
 fn relieve(
-    placed: &mut [Vec<StorageId>],
+    placed: &mut [Replicas],
     scores: &BTreeMap<StorageId, i64>,
     racks: &BTreeMap<StorageId, Option<Arc<str>>>,
     from: StorageId,
@@ -264,9 +380,9 @@ fn relieve(
 
 /// Gives `to` the place of `from` as leader of a partition, and `from` that of `to` as follower of another one: where the two
 /// share no chain of partitions, a leadership moves all the same, and both hold as many replicas as before.
-fn exchange(placed: &mut [Vec<StorageId>], from: StorageId, to: StorageId) -> bool {
+fn exchange(placed: &mut [Replicas], from: StorageId, to: StorageId) -> bool {
     let led = placed.iter().position(|replicas| replicas[0] == from && !replicas.contains(&to));
-    let follows = |replicas: &Vec<StorageId>| replicas[1..].contains(&to) && !replicas.contains(&from);
+    let follows = |replicas: &Replicas| replicas[1..].contains(&to) && !replicas.contains(&from);
     let (Some(led), Some(followed)) = (led, placed.iter().position(follows)) else { return false };
     placed[led][0] = to;
     placed[followed].iter_mut().filter(|node| **node == to).for_each(|node| *node = from);
@@ -275,7 +391,7 @@ fn exchange(placed: &mut [Vec<StorageId>], from: StorageId, to: StorageId) -> bo
 
 /// A chain of partitions along which `from` can hand one leadership on to a node that should have it.
 fn path_to_less(
-    placed: &[Vec<StorageId>],
+    placed: &[Replicas],
     scores: &BTreeMap<StorageId, i64>,
     from: StorageId,
     most: i64,
@@ -315,7 +431,7 @@ mod tests {
 
     use super::*;
     use crate::metadata::rules::{node, topic};
-    use crate::metadata::testing::{World, directory, topic_id};
+    use crate::metadata::testing::{World, directory, register, topic_id};
 
     /// As many nodes as there are names, each in the rack of its name.
     fn racked(racks: &[&str]) -> World {
@@ -324,7 +440,7 @@ mod tests {
             let incarnation = world.incarnation();
             let (wanted, rack) = (Some(StorageId(id)), Some(Arc::from(*rack)));
             let none = BTreeSet::new();
-            let made = node::register(world.image(), &none, &|_| false, wanted, directory(id), incarnation, rack);
+            let made = register(world.image(), &none, &|_| false, wanted, directory(id), incarnation, rack);
             world.commit(made.unwrap().records);
         }
         let all = (0..racks.len() as u32).map(StorageId).collect();
@@ -384,6 +500,57 @@ mod tests {
         for (led, heirs, most) in falls(&world) {
             assert!(led == 20 && heirs >= 8 && most <= 7, "{led} on {heirs}, up to {most}");
         }
+    }
+
+    /// Racks of so many nodes each.
+    fn racks(sizes: &[usize]) -> World {
+        let names: Vec<_> = (0..sizes.len()).map(|rack| format!("r{rack}")).collect();
+        let all: Vec<_> = names.iter().zip(sizes).flat_map(|(name, size)| vec![name.as_str(); *size]).collect();
+        racked(&all)
+    }
+
+    #[test]
+    fn very_many_partitions_are_spread_as_evenly_as_few_and_so_is_what_a_dead_node_led() {
+        // Of 60 nodes alike; of three racks as large as each other, and of racks that are not.
+        let worlds = [World::with_nodes(60), racks(&[20, 20, 20]), racks(&[16, 15, 15, 14])];
+        for (number, mut world) in worlds.into_iter().enumerate() {
+            // It begins with some that have more than others.
+            create(&mut world, 0, 17, 3);
+            create(&mut world, 1, 300_000, 3);
+            create(&mut world, 2, 50, 3);
+            assert!(spreads(&world).0 <= 2 && spreads(&world).1 <= 1, "{number}: {:?}", spreads(&world));
+            for (led, heirs, most) in falls(&world) {
+                assert!(heirs >= 25 && most <= led / 5, "{number}: {led} on {heirs}, up to {most}");
+            }
+            let image = world.image();
+            let rack = |node: &StorageId| image.storage[node].rack.clone();
+            for partition in image.topics[&topic_id(1)].partitions.iter() {
+                let once: BTreeSet<_> = partition.replicas.iter().collect();
+                let racks: BTreeSet<_> = partition.replicas.iter().map(rack).collect();
+                assert!(once.len() == 3 && (number == 0 || racks.len() == 3), "{partition:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn where_every_rack_is_needed_the_nodes_of_each_are_even_however_many_partitions() {
+        let mut world = racks(&[10, 10, 11]);
+        create(&mut world, 0, 200_000, 3);
+        for nodes in [0..10, 10..20, 20..31] {
+            let of = |id: u32| world.image().storage[&StorageId(id)].replicas;
+            assert!(spread(nodes.clone().map(of)) <= 1, "{:?}", nodes.map(of).collect::<Vec<_>>());
+        }
+        assert!(spreads(&world).1 <= 1, "{:?}", spreads(&world));
+    }
+
+    #[test]
+    fn new_nodes_are_brought_level_before_anything_is_copied() {
+        let mut world = World::with_nodes(6);
+        create(&mut world, 0, 60_000, 3);
+        (6..9).for_each(|id| world.register(id));
+        world.unfence([6, 7, 8]);
+        create(&mut world, 1, 100_000, 3);
+        assert!(spreads(&world).0 <= 1, "{:?}", spreads(&world));
     }
 
     #[test]

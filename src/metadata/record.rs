@@ -7,12 +7,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize};
+use smallvec::SmallVec;
 
 use super::image::NodeState;
 use crate::types::{
     ClusterId, ControllerId, Digest, DirectoryId, IncarnationId, NodeEpoch, PartitionId, Position, StorageId, TopicId,
     TopicName, Version,
 };
+
+/// The nodes that hold a partition, in order of preference.
+pub type Replicas = SmallVec<[StorageId; 3]>;
 
 /// A snapshot in the object store, under the name `<version>-<digest>`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -91,12 +95,12 @@ pub enum Record {
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         config: BTreeMap<String, String>,
         /// Partition by partition, the nodes that hold it, in order of preference.
-        replicas: Vec<Vec<StorageId>>,
+        replicas: Vec<Replicas>,
     },
     /// More partitions, numbered on from those there are.
     PartitionsAdded {
         topic_id: TopicId,
-        replicas: Vec<Vec<StorageId>>,
+        replicas: Vec<Replicas>,
     },
     /// Configuration keys set, or unset where the value is null.
     TopicConfigured {

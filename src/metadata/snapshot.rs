@@ -229,7 +229,7 @@ pub fn read_snapshot(reader: &mut dyn BufRead) -> Result<(Image, Position), Snap
                 let partitions = line.partitions.iter().map(to_partition).collect::<Option<Vec<_>>>();
                 let partitions =
                     partitions.ok_or_else(|| malformed("replicas, in-sync replicas and a leader that don't fit"))?;
-                partitions.iter().for_each(|partition| image.count(partition, 1));
+                image.count(partitions.iter(), 1);
                 let topic = image.topics.get_mut(&line.topic).ok_or_else(|| malformed("an unknown topic"))?;
                 Arc::make_mut(topic).partitions.extend(partitions);
             }

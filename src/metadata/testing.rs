@@ -1,11 +1,13 @@
 //! A history in memory for tests: every change goes the way of a real one, encoded and offered, and is checked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::rules::node;
+use super::rules::node::{self, NodeError};
+use super::rules::registration::{Asked, Registering};
 use super::{Entry, History, Image, Offered, PartitionChange, Record, encode_change, invariants};
 use crate::types::{
     ClusterId, ControllerEpoch, ControllerId, DirectoryId, IncarnationId, NodeEpoch, RequestId, StorageId, TopicId,
@@ -45,6 +47,27 @@ pub fn elected(controller: u32) -> Record {
     let directory = DirectoryId(Uuid::from_u128(0xcd00 + u128::from(controller)));
     let incarnation = IncarnationId(Uuid::from_u128(0xc100 + u128::from(controller)));
     Record::ControllerElected { controller: ControllerId(controller), directory, incarnation }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Registration {
+    pub storage: StorageId,
+    pub records: Vec<Record>,
+}
+
+/// One registration alone.
+pub fn register(
+    image: &Image,
+    listed: &BTreeSet<StorageId>,
+    live: &dyn Fn(StorageId) -> bool,
+    wanted: Option<StorageId>,
+    directory: DirectoryId,
+    incarnation: IncarnationId,
+    rack: Option<Arc<str>>,
+) -> Result<Registration, NodeError> {
+    let mut registering = Registering::new(image, listed);
+    let storage = registering.add(Asked { wanted, directory, incarnation, rack }, live)?;
+    Ok(Registration { storage, records: registering.records() })
 }
 
 impl World {
@@ -125,8 +148,7 @@ impl World {
     pub fn register(&mut self, id: u32) {
         let incarnation = self.incarnation();
         let wanted = Some(StorageId(id));
-        let registered =
-            node::register(self.image(), &BTreeSet::new(), &|_| false, wanted, directory(id), incarnation, None);
+        let registered = register(self.image(), &BTreeSet::new(), &|_| false, wanted, directory(id), incarnation, None);
         self.commit(registered.unwrap().records);
     }
 
@@ -145,7 +167,7 @@ impl World {
 
     pub fn topic_with<const N: usize>(&mut self, number: u32, nodes: [u32; N], config: BTreeMap<String, String>) {
         let name = crate::types::TopicName::new(&format!("t{number}")).unwrap();
-        let replicas = vec![ids(nodes)];
+        let replicas = vec![ids(nodes).into()];
         self.commit(vec![Record::TopicCreated { topic_id: topic_id(number), name, config, replicas }]);
     }
 

@@ -134,6 +134,11 @@ impl<T> Leader<T> {
         Some((self.log_end.0 - flushed.0).max(0))
     }
 
+    /// The largest of all followers' lags.
+    pub fn largest_lag(&self) -> Option<u64> {
+        self.followers.keys().filter_map(|follower| self.lag(*follower)).max().map(i64::unsigned_abs)
+    }
+
     /// Who holds a replica now, each with its incarnation. Others are forgotten; a new incarnation begins anew.
     pub fn replicas(&mut self, now: Monotonic, replicas: impl IntoIterator<Item = (StorageId, NodeEpoch)>) {
         let mut before = std::mem::take(&mut self.followers);

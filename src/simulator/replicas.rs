@@ -271,7 +271,7 @@ impl World {
                     node.replicas.listening.remove(&place);
                 }
             }
-            Effect::Failed { place, error } => {
+            Effect::Unreadable { place, error } | Effect::Failed { place, error } => {
                 self.checker.break_rule(9, || format!("{} gives up {place:?}: {error}", name(proc)));
             }
         }

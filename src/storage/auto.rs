@@ -102,7 +102,7 @@ pub(super) fn offsets_topic() -> TopicCreate {
         name: OFFSETS_TOPIC.into(),
         partitions: Some(OFFSETS_PARTITIONS),
         replication_factor: None,
-        config: [("cleanup.policy", "compact"), ("segment.bytes", "104857600")]
+        config: [("cleanup.policy", "compact"), ("segment.bytes", "16777216")]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into(),
         terms: crate::wire::admin::Terms::default(),
@@ -187,7 +187,7 @@ mod tests {
                 topic_id: topic_id(number),
                 name: TopicName::new(name).unwrap(),
                 config: std::collections::BTreeMap::new(),
-                replicas: vec![ids([0, 1, 2]); *partitions],
+                replicas: vec![ids([0, 1, 2]).into(); *partitions],
             }]);
         }
         world.image().clone()

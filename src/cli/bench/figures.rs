@@ -23,6 +23,10 @@ impl Durations {
         self.nanos.saturating_record(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
     }
 
+    pub fn merge(&mut self, others: &Self) {
+        self.nanos.add(&others.nanos).expect("all have the same bounds");
+    }
+
     pub fn count(&self) -> u64 {
         self.nanos.len()
     }

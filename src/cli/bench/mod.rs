@@ -1,10 +1,12 @@
-//! `dmq bench …`: what the metadata half costs, measured on the real thing: a nats-server, controllers and storage nodes,
+//! `dmq bench …`: what dmq costs, measured on the real thing: a nats-server, controllers and storage nodes,
 //! each a process of its own on this machine, started for the run and ended with it.
 //!
 //! One file per bench. Each figure stands next to its target and, where there is one, to its floor: what the same machine
 //! needs for the bare operations below it, measured in the same run and in turn with it.
 
+mod appender;
 mod bare;
+mod consume;
 mod failover;
 mod figures;
 mod floor;
@@ -13,9 +15,12 @@ mod herd;
 mod idle;
 mod metadata;
 mod proc;
+mod produce;
+mod records;
 mod rig;
 mod scale;
 mod senders;
+mod stall;
 
 use std::path::PathBuf;
 
@@ -60,22 +65,34 @@ enum Bench {
     Idle(idle::Args),
     /// What a million partitions and a thousand storage nodes cost
     Scale(scale::Args),
+    /// How many records a cluster takes in, and how long one takes to its acknowledgement
+    Produce(produce::Args),
+    /// How fast records are read back
+    Consume(consume::Args),
+    /// How many records three replicas of each partition take in
+    Replicate(produce::Replicate),
+    /// How long records wait whose partition's leader is killed
+    Stall(stall::Args),
     /// Be many storage nodes (internal)
     #[command(hide = true)]
     Herd(herd::Args),
     /// Answer, and do nothing else (internal)
     #[command(hide = true)]
     Bare(bare::Args),
+    /// Append or serve bytes, and do nothing else (internal)
+    #[command(hide = true)]
+    Appender(appender::Args),
 }
 
 /// Runs the bench. Unsound where a target was missed.
 pub async fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
     let Args { bench, place } = args;
-    match &bench {
-        Bench::Bare(args) => return bare::run(args).await,
-        Bench::Herd(args) => return herd::run(args).await,
-        Bench::Metadata(_) | Bench::Failover(_) | Bench::Heartbeats(_) | Bench::Idle(_) | Bench::Scale(_) => {}
-    }
+    let bench = match bench {
+        Bench::Bare(args) => return bare::run(&args).await,
+        Bench::Herd(args) => return herd::run(&args).await,
+        Bench::Appender(args) => return appender::run(args).await,
+        bench => bench,
+    };
     let [mut interrupt, mut terminate, mut hangup] =
         [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?];
     let running = async {
@@ -85,7 +102,11 @@ pub async fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
             Bench::Heartbeats(args) => heartbeats::run(&place, &args).await,
             Bench::Idle(args) => idle::run(&place, &args).await,
             Bench::Scale(args) => scale::run(&place, &args).await,
-            Bench::Bare(_) | Bench::Herd(_) => anyhow::bail!("it measures nothing"),
+            Bench::Produce(args) => produce::run(&place, &args).await,
+            Bench::Consume(args) => consume::run(&place, &args).await,
+            Bench::Replicate(args) => produce::replicate(&place, &args).await,
+            Bench::Stall(args) => stall::run(&place, &args).await,
+            Bench::Bare(_) | Bench::Herd(_) | Bench::Appender(_) => anyhow::bail!("it measures nothing"),
         }
     };
     // Whoever interrupts drops the bench, and with it the processes.

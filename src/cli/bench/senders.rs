@@ -83,8 +83,8 @@ pub enum Load {
 impl Senders {
     /// Registers `count` nodes, spread over some connections, and lets them heartbeat until all of them are active.
     pub async fn register(rig: &Rig, count: u32, connections: u32) -> anyhow::Result<Self> {
-        /// The controller writes one registration after the other anyway.
-        const AT_ONCE: usize = 64;
+        /// Those that wait at the same time are one change.
+        const AT_ONCE: usize = 512;
         let status = rig.admin.cluster_status().await?;
         let cluster = status.cluster_id.context("no cluster was founded")?;
         let mut senders = Vec::new();

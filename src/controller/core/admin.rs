@@ -17,8 +17,8 @@ use crate::metadata::rules::topic::TopicError;
 use crate::metadata::{Image, Record, rules};
 use crate::types::{Monotonic, NodeEpoch, RequestId, StorageId, TopicId, Version};
 use crate::wire::admin::{
-    self, Changed, IsrOutcome, MetadataRestore, NodeNamed, NodeRegister, NodeRegistered, PartitionAlter,
-    PartitionAltered, Terms, TopicAlter, TopicCreate, TopicNamed,
+    self, Changed, IsrOutcome, MetadataRestore, NodeNamed, NodeRegistered, PartitionAlter, PartitionAltered, Terms,
+    TopicAlter, TopicCreate, TopicNamed,
 };
 use crate::wire::{Code, WireError};
 
@@ -49,20 +49,18 @@ pub(super) enum Command {
     CreateTopic(TopicCreate, TopicId),
     AlterTopic(TopicAlter),
     DeleteTopic(TopicNamed),
-    RegisterNode(NodeRegister),
     DrainNode(NodeNamed),
     ReplaceNode(NodeNamed),
     RemoveNode(NodeNamed),
 }
 
 impl Command {
-    fn terms(&self) -> Option<&Terms> {
+    fn terms(&self) -> &Terms {
         match self {
-            Self::CreateTopic(request, _) => Some(&request.terms),
-            Self::AlterTopic(request) => Some(&request.terms),
-            Self::DeleteTopic(request) => Some(&request.terms),
-            Self::DrainNode(request) | Self::ReplaceNode(request) | Self::RemoveNode(request) => Some(&request.terms),
-            Self::RegisterNode(_) => None,
+            Self::CreateTopic(request, _) => &request.terms,
+            Self::AlterTopic(request) => &request.terms,
+            Self::DeleteTopic(request) => &request.terms,
+            Self::DrainNode(request) | Self::ReplaceNode(request) | Self::RemoveNode(request) => &request.terms,
         }
     }
 
@@ -77,7 +75,6 @@ impl Command {
             Self::DrainNode(request) => admin::encode(&(4, request.id)),
             Self::ReplaceNode(request) => admin::encode(&(5, request.id)),
             Self::RemoveNode(request) => admin::encode(&(6, request.id)),
-            Self::RegisterNode(request) => admin::encode(&(7, request)),
         };
         let hash = Sha256::digest(asked.as_bytes());
         hash.iter().take(8).fold(0_u64, |number, byte| (number << 8) | u64::from(*byte)) >> 11
@@ -142,7 +139,12 @@ impl Controller {
             ("topic", "create") => read(payload, |request| Command::CreateTopic(request, fresh_id)).map(command),
             ("topic", "alter") => read(payload, Command::AlterTopic).map(command),
             ("topic", "delete") => read(payload, Command::DeleteTopic).map(command),
-            ("node", "register") => read(payload, Command::RegisterNode).map(command),
+            ("node", "register") => {
+                return match admin::decode(payload) {
+                    Ok(request) => self.on_register(token, request),
+                    Err(error) => self.refuse_request(token, error),
+                };
+            }
             ("node", "drain") => read(payload, Command::DrainNode).map(command),
             ("node", "replace") => read(payload, Command::ReplaceNode).map(command),
             ("node", "remove") => read(payload, Command::RemoveNode).map(command),
@@ -173,6 +175,12 @@ impl Controller {
                 // Begun; or it could not even be written down, and is not to be tried again without end.
                 return;
             }
+            // In turns, so that neither waits for an end of the others.
+            let registers = !std::mem::take(&mut self.registered_last) || self.jobs.is_empty();
+            if registers && self.work_for_registrations() {
+                self.registered_last = true;
+                return;
+            }
             let Some(job) = self.jobs.pop_front() else { return };
             self.carry_out(job);
         }
@@ -186,30 +194,13 @@ impl Controller {
         if self.answered_before(token, &command) {
             return;
         }
-        let weighed = match &command {
-            Command::RegisterNode(request) => self.weigh_registration(request),
-            Command::CreateTopic(..)
-            | Command::AlterTopic(_)
-            | Command::DeleteTopic(_)
-            | Command::DrainNode(_)
-            | Command::ReplaceNode(_)
-            | Command::RemoveNode(_) => Ok(()),
-        };
-        match weighed.and_then(|()| self.decide(&command)) {
-            Err(error) => {
-                if let Command::RegisterNode(request) = &command {
-                    let who = format!("register {}", request.directory);
-                    self.complain(&who, || {
-                        format!("the registration of data directory {}: {error}", request.directory)
-                    });
-                }
-                self.fail(token, error);
-            }
+        match self.decide(&command) {
+            Err(error) => self.fail(token, error),
             Ok(Decision { records, reply, .. }) if records.is_empty() => {
                 self.committed(self.history.position().version, token, reply);
             }
             Ok(Decision { records, cause, reply }) => {
-                let request = command.terms().and_then(|terms| terms.request_id.clone()).and_then(|id| match &reply {
+                let request = command.terms().request_id.clone().and_then(|id| match &reply {
                     Reply::Changed { subject, topic_id, .. } => {
                         let remembered = Remembered { subject: subject.clone(), topic_id: *topic_id };
                         Some((id, command.fingerprint(), Arc::from(admin::encode(&remembered))))
@@ -223,7 +214,7 @@ impl Controller {
 
     /// A retry of what took effect gets the answer of then.
     fn answered_before(&mut self, token: Token, command: &Command) -> bool {
-        let Some(terms) = command.terms() else { return false };
+        let terms = command.terms();
         let Some(id) = &terms.request_id else { return false };
         #[cfg(test)]
         if crate::simulator::planted(crate::simulator::Bug::RetriedAnew) {
@@ -283,7 +274,6 @@ impl Controller {
                     reply: changed(name.clone(), id, terms),
                 })
             }
-            Command::RegisterNode(request) => self.decide_registration(image, request),
             Command::DrainNode(NodeNamed { id, terms }) => {
                 let node = image.storage.get(id).ok_or_else(|| node_error(NodeError::Unknown(*id)))?;
                 if node.leaders > 0 && !rules::node::can_drain(image, *id) {
@@ -325,54 +315,6 @@ impl Controller {
             self.tail.story(topic.changed).map(|(time, cause)| format!(" at {time} ({cause})")).unwrap_or_default();
         let words = format!("topic {name} was changed in version {}{story}, after version {asked}", topic.changed);
         Err(WireError::new(Code::VersionConflict, words))
-    }
-
-    fn decide_registration(&self, image: &Image, request: &NodeRegister) -> Result<Decision, WireError> {
-        if let Some(cluster) = request.cluster
-            && cluster != image.cluster
-        {
-            let words = format!(
-                "this is cluster {}, and the data directory belongs to cluster {cluster}: start the node with another directory",
-                image.cluster
-            );
-            return Err(WireError::new(Code::InconsistentClusterId, words));
-        }
-        if request.rack.as_ref().is_some_and(|rack| rack.is_empty() || rack.len() > 255) {
-            return Err(WireError::new(Code::InvalidRequest, "a rack's name has 1 to 255 bytes"));
-        }
-        let rack = request.rack.as_deref().map(Arc::from);
-        // Who was heard already, unregistered, while nothing could be written is no other process than itself.
-        let is_itself = |id| self.sessions.get(&id).is_some_and(|session| session.incarnation == request.incarnation);
-        let live = |id| !is_itself(id) && self.session_live(id);
-        let registration = rules::node::register(
-            image,
-            &self.services.storage,
-            &live,
-            request.storage,
-            request.directory,
-            request.incarnation,
-            rack,
-        )
-        .map_err(node_error)?;
-        let mut records = registration.records;
-        let id = registration.storage;
-        // Paired at once, so that what it is told first is whom it belongs to.
-        if !records.is_empty() && !image.storage.contains_key(&id) {
-            records.push(Record::PairingChanged { storage: id, controller: Some(self.first_pairing(image, id)) });
-        }
-        let cause = format!("storage node {id} registered incarnation {}", request.incarnation);
-        Ok(Decision { records, cause, reply: Reply::Registered(id) })
-    }
-
-    /// The file's controller if it lives, else the one with the fewest nodes.
-    fn first_pairing(&self, image: &Image, id: StorageId) -> crate::types::ControllerId {
-        let mut alive: BTreeSet<_> =
-            self.peers.iter().filter(|(_, peer)| self.peer_alive(peer)).map(|(id, _)| *id).collect();
-        alive.insert(self.me.controller);
-        let listed = self.services.pairings.get(&id).filter(|controller| alive.contains(controller));
-        let load = |controller| image.storage.values().filter(|node| node.pairing == Some(controller)).count();
-        let least = alive.iter().min_by_key(|controller| (load(**controller), **controller));
-        *listed.or(least).unwrap_or(&self.me.controller)
     }
 
     /// A change that somebody waits for is in the history.
@@ -471,7 +413,7 @@ fn topic_error(error: TopicError) -> WireError {
     WireError::new(code, error.to_string())
 }
 
-fn node_error(error: NodeError) -> WireError {
+pub(super) fn node_error(error: NodeError) -> WireError {
     let code = match &error {
         NodeError::Unknown(_) => Code::UnknownNode,
         NodeError::Removed(_) => Code::NodeRemoved,

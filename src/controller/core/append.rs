@@ -12,7 +12,7 @@ use super::admin::Reply;
 use super::office::Role;
 use super::{AppendResult, Controller, Effect, Level, Token};
 use crate::metadata::{Cause, Entry, Offered, Record, encode_change};
-use crate::types::{ControllerEpoch, Monotonic, RequestId, Version};
+use crate::types::{ControllerEpoch, Monotonic, Position, RequestId, Version};
 use crate::wire::{Code, WireError};
 
 /// How long what an append came to may stay unknown.
@@ -223,15 +223,16 @@ impl Controller {
             return self.resign("an append could not be settled in time");
         }
         // It only has to take the place. Instead of an election it is void by its epoch, for no election ever has that one.
-        let mut entry = in_flight.entry.clone();
-        if in_flight.purpose == Purpose::Election {
-            entry.controller_epoch = NOBODYS_EPOCH;
-        }
-        entry.records = vec![Record::NoOp {}];
-        entry.request = None;
-        entry.cause = "takes the place of a change whose append was not answered".into();
-        entry.previous.digest = previous.digest;
-        entry.previous.version = seen;
+        let elects = in_flight.purpose == Purpose::Election;
+        let entry = Entry {
+            cluster: in_flight.entry.cluster,
+            controller_epoch: if elects { NOBODYS_EPOCH } else { in_flight.entry.controller_epoch },
+            previous: Position { version: seen, digest: previous.digest },
+            committed_at: in_flight.entry.committed_at,
+            cause: "takes the place of a change whose append was not answered".into(),
+            request: None,
+            records: vec![Record::NoOp {}],
+        };
         let Ok(mut messages) = encode_change(&entry, limit) else { return };
         let Some(filler) = messages.pop() else { return };
         in_flight.stage = Stage::Filling;

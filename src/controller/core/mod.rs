@@ -1,7 +1,7 @@
 //! The controller's decisions, without I/O: an input and the time go in, effects come out.
 //!
 //! Split by concern: `follow` reads the history, `office` takes and loses the lease, `append` writes, `sessions` watches
-//! over the storage nodes, `push` brings them the metadata, `isr` takes their leaders' requests, `admin` and `status` answer people, `restore` brings a lost
+//! over the storage nodes, `push` brings them the metadata, `registration` lets them in, `isr` takes their leaders' requests, `admin` and `status` answer people, `restore` brings a lost
 //! history back. All of them share the one struct here; none of them may do I/O, read a clock or draw a random number.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -14,6 +14,7 @@ mod isr;
 mod liveness;
 mod office;
 mod push;
+mod registration;
 mod restore;
 mod sessions;
 mod status;
@@ -37,6 +38,7 @@ use admin::{Job, Waiter};
 use append::InFlight;
 use follow::{Probe, Tail};
 use office::{Lease, Role};
+use registration::Registrations;
 use restore::Restoring;
 use sessions::Session;
 
@@ -82,6 +84,9 @@ pub struct Controller {
     lost_unheard: BTreeMap<StorageId, Version>,
     jobs: VecDeque<Job>,
     waiters: Vec<Waiter>,
+    registrations: Registrations,
+    /// The last change that somebody asked for was one of registrations.
+    registered_last: bool,
     sessions: BTreeMap<StorageId, Session>,
     ended: VecDeque<Connection>,
     peers: BTreeMap<ControllerId, Peer>,
@@ -130,6 +135,8 @@ impl Controller {
             lost_unheard: BTreeMap::new(),
             jobs: VecDeque::new(),
             waiters: Vec::new(),
+            registrations: Registrations::default(),
+            registered_last: false,
             sessions: BTreeMap::new(),
             ended: VecDeque::new(),
             peers: BTreeMap::new(),
@@ -210,6 +217,7 @@ impl Controller {
             self.probe.due(),
             self.lease.due(),
             self.in_flight.as_ref().and_then(InFlight::due),
+            self.registrations_due().filter(|_| self.in_flight.is_none() && self.may_act()),
             self.waiters.iter().map(|waiter| waiter.deadline).min(),
         ];
         for deadline in more.into_iter().flatten() {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::admin::Job;
 use super::append::Purpose;
 use super::{Controller, ENDED_KEPT, Effect, Holder, LeaseResult, Level, Peer};
 use crate::metadata::{Cause, Record};
@@ -388,8 +389,9 @@ impl Controller {
 
     fn fail_all(&mut self, why: &str) {
         let not_controller = || WireError::new(Code::NotController, format!("{why}; ask again"));
-        for job in std::mem::take(&mut self.jobs) {
-            self.fail(job.token(), not_controller());
+        let waiting: Vec<_> = std::mem::take(&mut self.jobs).iter().map(Job::token).collect();
+        for token in waiting.into_iter().chain(self.registrations.drain()) {
+            self.fail(token, not_controller());
         }
         for waiter in std::mem::take(&mut self.waiters) {
             self.answer_waiter(waiter);

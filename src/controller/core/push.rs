@@ -154,11 +154,11 @@ impl Controller {
             if !entries.is_empty() && bytes > max_bytes {
                 return (position, entries);
             }
-            let Some(raw) = change.messages.iter().map(to_entry).collect::<Option<Vec<_>>>() else { break };
             if bytes > max_bytes {
                 // Alone too large for one message: the node fetches it.
                 return (head, Vec::new());
             }
+            let Some(raw) = change.messages.iter().map(to_entry).collect::<Option<Vec<_>>>() else { break };
             entries.extend(raw);
             position = change.position;
         }

@@ -1,9 +1,7 @@
 //! What comes from nobody who is registered, and how much room it may take.
 
 use super::{Controller, Effect, Token};
-use crate::metadata::NodeState;
 use crate::types::{ControllerId, Monotonic, NodeEpoch, Version};
-use crate::wire::admin::NodeRegister;
 use crate::wire::{Code, Heartbeat, WireError};
 
 /// Before a cluster is founded anybody may claim to be a node of one.
@@ -45,19 +43,6 @@ impl Controller {
         if is_known {
             self.hear(heartbeat, received_at);
         }
-    }
-
-    /// A node of this cluster that comes back with more than the history has: it is looked into before anything is written
-    /// behind it. What else a registration says of versions counts for nothing.
-    pub(super) fn weigh_registration(&mut self, request: &NodeRegister) -> Result<(), WireError> {
-        let (Some(image), head) = (self.image(), self.history.position().version) else { return Ok(()) };
-        let known = image.by_directory(request.directory).filter(|(_, node)| node.state != NodeState::Removed);
-        let Some((id, _)) = known.filter(|_| request.position.version > head) else { return Ok(()) };
-        self.weigh_claim(request.position, || format!("storage node {id}"));
-        let version = request.position.version;
-        let words =
-            format!("storage node {id} has version {version}, beyond {head} here: that is looked into; ask again");
-        Err(WireError::new(Code::Busy, words))
     }
 
     /// Whether there is room to remember that controller.

@@ -12,7 +12,8 @@ use super::*;
 use crate::metadata::{NodeState, ParsedEntry};
 use crate::types::{ClusterId, DirectoryId, IncarnationId, NodeEpoch, StorageId, TopicId, Version};
 use crate::wire::admin::{
-    self, IsrMember, IsrOutcome, IsrRequest, NodeRegister, PartitionAlter, PartitionAltered, TopicCreate,
+    self, IsrMember, IsrOutcome, IsrRequest, NodeRegister, NodeRegistered, PartitionAlter, PartitionAltered,
+    TopicCreate,
 };
 use crate::wire::{
     AckOutcome, Code, ControllerRole, Health, Heartbeat, HeartbeatAnswer, Push, PushAck, WantedState, WireMessage,
@@ -663,6 +664,97 @@ fn a_leader_that_settles_what_it_asked_for_gets_a_new_partition_epoch_in_the_his
     assert_eq!(ask(&mut rig, true, held.epoch), [Err(Code::InvalidUpdateVersion)], "a copy of the request");
 }
 
+impl Rig {
+    fn registration(number: u32, storage: Option<u32>) -> NodeRegister {
+        NodeRegister {
+            cluster: None,
+            directory: DirectoryId(Uuid::from_u128(5_000 + u128::from(number))),
+            incarnation: IncarnationId(Uuid::from_u128(6_000 + u128::from(number))),
+            storage: storage.map(StorageId),
+            rack: None,
+            position: Position::default(),
+            connection: connection(10),
+        }
+    }
+
+    fn registers(&mut self, number: u32, storage: Option<u32>) -> Token {
+        self.admin("node", "register", admin::encode(&Self::registration(number, storage)))
+    }
+
+    /// The id and the version that a registration was answered with.
+    fn registered(&self, token: Token) -> Result<(u32, u64), Code> {
+        let answer = self.answer(token).expect("an answer").as_ref().map_err(|error| error.code)?;
+        let answer: NodeRegistered = serde_json::from_slice(answer).unwrap();
+        assert_eq!((answer.node_epoch.0, answer.pairing), (answer.version.0, Some(ControllerId(0))));
+        Ok((answer.storage.0, answer.version.0))
+    }
+}
+
+#[test]
+fn nodes_that_register_at_the_same_time_get_one_change_and_each_an_answer_of_its_own() {
+    let mut rig = Rig::active();
+    rig.stalled = true;
+    let first = rig.registers(0, None);
+    let waiting: Vec<_> = (1..500).map(|number| rig.registers(number, None)).collect();
+    let wants = rig.registers(500, Some(3));
+    let again = rig.registers(7, None);
+    let topic = rig.admin("topic", "create", r#"{"name":"orders"}"#.into());
+    let before = rig.stream.len() as u64;
+    rig.stalled = false;
+    let (attempt, expected, payload) = rig.stalled_append.take().expect("the first one alone");
+    let result = rig.append(expected, payload);
+    rig.feed(Input::Appended { attempt, result });
+    assert_eq!(rig.registered(first), Ok((0, before + 1)));
+    assert_eq!(rig.answer(topic).unwrap().as_ref().unwrap_err().code, Code::InvalidReplicationFactor, "in turn");
+    assert_eq!(rig.stream.len() as u64, before + 2, "one for the first, and one for all that waited behind it");
+    assert_eq!(rig.registered(wants), Ok((3, before + 2)), "who wants a certain id has the first choice");
+    let ids: Vec<_> = waiting.iter().map(|token| rig.registered(*token).unwrap().0).collect();
+    assert_eq!(ids, (4..503).collect::<Vec<_>>());
+    assert_eq!(rig.registered(again), Ok((ids[6], before + 2)), "the same incarnation, asked twice");
+    assert_eq!(rig.core.history().image().unwrap().storage.len(), 501);
+    // Asked once more, by a retry whose answer was lost, nothing changes.
+    let retry = rig.registers(7, None);
+    rig.pass(Duration::from_millis(60));
+    assert_eq!(rig.stream.len() as u64, before + 2);
+    let answer: NodeRegistered = serde_json::from_slice(rig.answer(retry).unwrap().as_ref().unwrap()).unwrap();
+    assert_eq!((answer.storage.0, answer.node_epoch.0), (ids[6], before + 2));
+}
+
+#[test]
+fn in_a_large_cluster_registrations_gather_for_a_moment_and_hold_nobody_else_up() {
+    let mut rig = Rig::with_nodes();
+    rig.stalled = true;
+    rig.create("under way");
+    for number in 0..400 {
+        rig.registers(number, None);
+    }
+    rig.stalled = false;
+    let (attempt, expected, payload) = rig.stalled_append.take().unwrap();
+    let result = rig.append(expected, payload);
+    rig.feed(Input::Appended { attempt, result });
+    let before = rig.stream.len();
+    let some: Vec<_> = (400..420).map(|number| rig.registers(number, None)).collect();
+    assert!(some.iter().all(|token| rig.answer(*token).is_none()) && rig.stream.len() == before);
+    let deadline = rig.core.next_deadline().unwrap();
+    assert!(deadline <= rig.now.monotonic + Duration::from_millis(41));
+    rig.create("orders");
+    assert_eq!(rig.stream.len(), before + 1, "a topic does not wait for them");
+    rig.pass(Duration::from_millis(60));
+    assert_eq!(rig.stream.len(), before + 2);
+    let one = rig.registered(some[0]).unwrap().1;
+    assert!(some.iter().all(|token| rig.registered(*token).unwrap().1 == one));
+}
+
+#[test]
+fn who_waits_to_register_is_told_when_the_controller_is_no_longer_active() {
+    let mut rig = Rig::active();
+    rig.stalled = true;
+    rig.registers(0, None);
+    let waits = rig.registers(1, None);
+    rig.feed(Input::Disconnected);
+    assert_eq!(rig.registered(waits), Err(Code::NotController));
+}
+
 #[test]
 fn an_append_that_was_stored_but_not_answered_takes_effect_once() {
     let mut rig = Rig::with_nodes();
@@ -885,8 +977,11 @@ fn bytes_from_outside_change_nothing_and_are_answered() {
 fn what_many_nodes_ask_for_at_once_is_one_change() {
     const NODES: u32 = 200;
     let mut rig = Rig::active();
+    let begin = rig.stream.len();
     (0..NODES).for_each(|id| rig.register(id));
+    rig.pass(Duration::from_millis(100));
     let before = rig.stream.len();
+    assert!(before - begin < NODES as usize / 4, "{} changes to register them", before - begin);
     for id in 0..NODES {
         rig.heartbeat(id, 10 + u64::from(id), 1);
     }

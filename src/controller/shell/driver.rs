@@ -120,8 +120,8 @@ const ACKS: usize = 4_096;
 const OTHERS: usize = 256;
 /// How many fetches are served at a time.
 const FETCHES: usize = 16;
-/// More unanswered admin requests than this are refused.
-const REPLIES: usize = 4_096;
+/// More unanswered admin requests than this are refused. The core lets 16,384 nodes wait that register.
+const REPLIES: usize = 20_480;
 /// Entries are not taken from the stream while the disk has fewer free places than this.
 const DISK_ROOM: usize = 512;
 /// A deadline of the core that is past is looked at this often.

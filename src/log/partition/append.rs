@@ -206,6 +206,10 @@ impl Log {
 
     /// Makes the active segment what a closed one has to be: whole, synced, with its indexes.
     fn seal_active(&mut self) -> Result<(), LogError> {
+        #[cfg(test)]
+        if crate::log::planted(crate::log::Bug::RollsUnsynced) {
+            self.synced = self.end;
+        }
         self.sync()?;
         self.active_mut().note_time();
         self.checkpoint()
@@ -236,6 +240,10 @@ impl Log {
             active.bytes = position;
             self.take_in(header, now_ms);
             self.end = header.next_offset();
+        }
+        #[cfg(test)]
+        if crate::log::planted(crate::log::Bug::IndexAhead) {
+            self.spill()?;
         }
         Ok(())
     }

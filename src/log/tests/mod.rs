@@ -1,6 +1,8 @@
 //! What a log does, on a disk in memory and on a real one.
 
 mod beside;
+mod maintain;
+mod many;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -517,6 +519,24 @@ fn a_log_that_is_opened_again_is_synced_before_it_counts_as_durable() {
     assert_eq!(log.synced_end(), Offset(10));
     disk.crash();
     assert_eq!(open(&disk, config()).end(), Offset(10));
+}
+
+#[test]
+fn a_segment_that_was_begun_right_before_a_kill_keeps_what_is_synced_into_it() {
+    for (steps, seed) in (0..40).flat_map(|steps| (0..8).map(move |seed| (steps, seed))) {
+        let disk = SimDisk::new(seed);
+        let mut log = open(&disk, config());
+        fill(&mut log, 3);
+        log.checkpoint().unwrap();
+        disk.crash_after(steps);
+        let rolled = log.roll().is_ok();
+        disk.kill();
+        let mut log = open(&disk, config());
+        fill(&mut log, 2);
+        log.sync().unwrap();
+        disk.crash();
+        assert_eq!(open(&disk, config()).end(), Offset(5), "stopped after {steps}, rolled: {rolled}");
+    }
 }
 
 #[test]

@@ -326,7 +326,7 @@ mod tests {
 
     fn register_in(world: &mut World, id: u32, number: u32) {
         let incarnation = world.incarnation();
-        let registered = crate::metadata::rules::node::register(
+        let registered = crate::metadata::testing::register(
             world.image(),
             &set([]),
             &|_| false,

@@ -7,4 +7,5 @@ mod election;
 pub mod node;
 pub mod pairing;
 pub mod partition;
+pub mod registration;
 pub mod topic;

@@ -7,7 +7,8 @@ pub use super::election::{Standing, elect};
 use crate::metadata::{Image, NodeState, Partition, PartitionChange, Record};
 use crate::types::{LeaderEpoch, NodeEpoch, PartitionEpoch, PartitionId, StorageId, TopicId};
 
-/// What a leader asks: these in-sync replicas, each with the incarnation that it heard from.
+/// What a leader asks: these in-sync replicas, each with the incarnation that it heard from. A set without the leader itself
+/// gives the leadership up, to the first of them that is to be preferred.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IsrChange {
     pub topic: TopicId,
@@ -38,7 +39,7 @@ pub enum IsrError {
     #[error("partition {partition} of {topic} has partition epoch {present}, not {got}: read again")]
     StalePartitionEpoch { topic: TopicId, partition: PartitionId, present: PartitionEpoch, got: PartitionEpoch },
     #[error(
-        "the in-sync replicas of partition {partition} of {topic} are among its replicas, each once, and with its leader"
+        "the in-sync replicas of partition {partition} of {topic} are among its replicas, each once, and at least one"
     )]
     InvalidReplicas { topic: TopicId, partition: PartitionId },
     #[error(
@@ -104,13 +105,22 @@ fn judge(
     if change.partition_epoch < present {
         return Err(IsrError::StalePartitionEpoch { topic, partition, present, got: change.partition_epoch });
     }
-    let isr = members(held, sender, change).ok_or(IsrError::InvalidReplicas { topic, partition })?;
+    let isr = members(held, change).ok_or(IsrError::InvalidReplicas { topic, partition })?;
     let is_recovering = image.is_recovering(topic, partition) && !twice;
-    if is_recovering && !change.recovered && isr.len() > 1 {
+    if is_recovering && !change.recovered && (isr.len() > 1 || !isr.contains(&sender)) {
         return Err(IsrError::Recovering { topic, partition });
     }
     if let Some((node, _)) = change.isr.iter().find(|(node, epoch)| !eligible(image, *node, *epoch, sender)) {
         return Err(IsrError::IneligibleReplica { topic, partition, node: *node });
+    }
+    if !isr.contains(&sender) {
+        // Nobody may join by this: who is to lead has to have been in sync.
+        let leader = isr.iter().copied().find(|node| held.in_sync(*node));
+        let leader = leader.ok_or(IsrError::InvalidReplicas { topic, partition })?;
+        let isr: Vec<_> = isr.into_iter().filter(|node| held.in_sync(*node)).collect();
+        let leader = Some(Some(leader));
+        let change = PartitionChange { partition, leader, isr: Some(isr), waits_for: None, recovering: None };
+        return Ok((PartitionEpoch(present.0 + 1), Some(change)));
     }
     let isr = (!held.isr().eq(isr.iter().copied())).then_some(isr);
     let recovering = (is_recovering && change.recovered).then_some(false);
@@ -121,11 +131,11 @@ fn judge(
     Ok((PartitionEpoch(present.0 + 1), Some(change)))
 }
 
-/// The members asked for, in order of preference. None where they aren't replicas, each once, with the leader among them.
-fn members(held: &Partition, leader: StorageId, change: &IsrChange) -> Option<Vec<StorageId>> {
+/// The members asked for, in order of preference. None where they aren't replicas, each once, or there are none.
+fn members(held: &Partition, change: &IsrChange) -> Option<Vec<StorageId>> {
     let asked = |node: &StorageId| change.isr.iter().any(|(member, _)| member == node);
     let isr: Vec<_> = held.replicas.iter().filter(|node| asked(node)).copied().collect();
-    (isr.len() == change.isr.len() && isr.contains(&leader)).then_some(isr)
+    (isr.len() == change.isr.len() && !isr.is_empty()).then_some(isr)
 }
 
 /// A leader that drains stays in sync, since it goes on leading until another is.
@@ -208,6 +218,17 @@ mod tests {
         world.commit(records);
         assert_eq!((world.standing(0), world.leader_epoch(0)), ((Some(0), vec![0, 1, 2]), 0));
         assert_eq!(world.image().partition(topic_id(0), 0).unwrap().epoch, PartitionEpoch(2));
+    }
+
+    #[test]
+    fn a_leader_that_leaves_itself_out_is_replaced_by_one_that_was_in_sync() {
+        let mut world = world();
+        assert_eq!(outcome(&world, 0, asks(&world, [1])), Ok(PartitionEpoch(2)));
+        let nobody = outcome(&world, 0, asks(&world, [2]));
+        assert!(matches!(nobody, Err(IsrError::InvalidReplicas { .. })), "node 2 was not in sync: {nobody:?}");
+        let (records, _) = alter_isr(world.image(), StorageId(0), world.epoch(0), &[asks(&world, [2, 1])]).unwrap();
+        world.commit(records);
+        assert_eq!((world.standing(0), world.leader_epoch(0)), ((Some(1), vec![1]), 1));
     }
 
     #[test]
@@ -301,9 +322,9 @@ mod tests {
     }
 
     #[test]
-    fn the_set_is_within_the_replicas_each_once_and_has_the_leader() {
+    fn the_set_is_within_the_replicas_each_once_and_has_one_that_was_in_sync() {
         let world = world();
-        for isr in [vec![], vec![1], vec![0, 3], vec![0, 1, 1], vec![0, 1, 2, 3], vec![0, 0]] {
+        for isr in [vec![], vec![2], vec![0, 3], vec![0, 1, 1], vec![0, 1, 2, 3], vec![0, 0]] {
             let members = isr.iter().map(|node| (StorageId(*node), world.epoch(*node))).collect();
             let refused = outcome(&world, 0, IsrChange { isr: members, ..asks(&world, [0]) });
             assert_eq!(refused, Err(IsrError::InvalidReplicas { topic: topic_id(0), partition: 0 }), "{isr:?}");

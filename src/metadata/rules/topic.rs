@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::election::{PARTITIONS_PER_RECORD, REPLICAS_PER_RECORD, elect_leaderless};
 use crate::metadata::config::{self, ConfigError};
-use crate::metadata::{Image, MAX_PARTITIONS, PlacementError, Record, Topic, place};
-use crate::types::{StorageId, TopicId, TopicName, TopicNameError};
+use crate::metadata::{Image, MAX_PARTITIONS, PlacementError, Record, Replicas, Topic, place};
+use crate::types::{TopicId, TopicName, TopicNameError};
 
 const MAX_MESSAGE_BYTES: &str = "max.message.bytes";
 
@@ -172,7 +172,7 @@ fn configure(
 }
 
 /// The replicas of new partitions, in pieces that a record can hold.
-fn chunks(placed: Vec<Vec<StorageId>>, factor: usize) -> impl Iterator<Item = Vec<Vec<StorageId>>> {
+fn chunks(placed: Vec<Replicas>, factor: usize) -> impl Iterator<Item = Vec<Replicas>> {
     let size = PARTITIONS_PER_RECORD.min(REPLICAS_PER_RECORD / factor.max(1));
     let mut rest = placed.into_iter();
     std::iter::from_fn(move || {
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
     use crate::metadata::testing::{World, set, topic_id};
     use crate::metadata::{MAX_REPLICAS, Partition};
-    use crate::types::Version;
+    use crate::types::{StorageId, Version};
 
     const LIMIT: u64 = 1_000_000;
 

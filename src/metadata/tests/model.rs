@@ -8,7 +8,7 @@ use super::{load, replay, snapshot};
 use crate::metadata::config::UNCLEAN_ELECTION;
 use crate::metadata::rules::partition::{IsrChange, alter_isr, preferred};
 use crate::metadata::rules::{node, pairing, topic};
-use crate::metadata::testing::{World, directory, elected, topic_id};
+use crate::metadata::testing::{World, directory, elected, register, topic_id};
 use crate::metadata::{History, Image, Offered};
 use crate::types::{ControllerId, LeaderEpoch, PartitionEpoch, PartitionId, StorageId, TopicId};
 use bytes::Bytes;
@@ -90,7 +90,7 @@ fn take(world: &mut World, number: u32, step: &Step) {
             let held = image.storage.get(&id).and_then(|held| held.directory);
             let fresh = directory(1_000 + number);
             let incarnation = world.incarnation();
-            let again = node::register(
+            let again = register(
                 world.image(),
                 &BTreeSet::new(),
                 &|_| false,

@@ -138,6 +138,11 @@ impl Worker {
                 return;
             }
             (Err(error), Answer::Produced | Answer::Committed(_)) => {
+                if let AppendError::Log(failure) = &error
+                    && failure.error().is_disk()
+                {
+                    self.failed(place, failure);
+                }
                 if let Some(error) = answer::append_error(&error) {
                     self.refuse(reply, &error).await;
                 }

@@ -7,12 +7,14 @@
 mod answer;
 mod coordinator;
 mod data;
+mod faults;
 mod fetches;
 mod flush;
 mod groups;
 mod log;
 mod request;
 mod serve;
+mod upkeep;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -28,11 +30,12 @@ use super::core::{Assignment, Call, CallError, InSyncOutcome, Member, Peer, Plac
 use super::replicas;
 use super::shell::Event;
 use super::subjects::Subjects;
-use crate::log::{LogConfig, LogDirectoryError, TopicPartition};
+use crate::log::{LogConfig, LogDirectoryError, LogError, TopicPartition};
 use crate::process::Clock;
 use crate::types::{Monotonic, StorageId};
 pub(super) use answer::error_answer;
 use coordinator::Loaded;
+pub(super) use faults::Vitals;
 use fetches::Fetch;
 pub(super) use groups::check_group;
 use request::Request;
@@ -44,6 +47,7 @@ const COMMANDS: usize = 4096;
 const BUDGET_KIB: usize = 64 << 10;
 
 /// A replica that this node holds.
+#[derive(Clone)]
 pub(super) struct Held {
     pub(super) place: Place,
     pub(super) id: TopicPartition,
@@ -80,6 +84,11 @@ pub(in crate::storage) enum Command {
         reply: Option<Subject>,
         _permit: Option<OwnedSemaphorePermit>,
     },
+    /// A fetch met records that cannot be read.
+    Unreadable {
+        place: Place,
+        error: LogError,
+    },
     /// A fetch that found too little, or a log that was cut meanwhile: it is looked at again.
     Fetch(Fetch),
     /// A piece of the groups' offsets was read.
@@ -112,6 +121,7 @@ pub(super) struct Options {
     pub(super) events: mpsc::Sender<Event>,
     pub(super) clock: Clock,
     pub(super) lease: Lease,
+    pub(super) vitals: Vitals,
 }
 
 /// Opens the directory, and starts the thread, which ends once the sender is dropped. It blocks.

@@ -70,6 +70,11 @@ enum Read {
     Answer(Reply),
     /// Too little, or the log was cut meanwhile.
     Again(Fetch),
+    Unreadable {
+        reply: Reply,
+        place: Place,
+        error: LogError,
+    },
 }
 
 impl Reading {
@@ -79,7 +84,10 @@ impl Reading {
         let fetched = match plan.read() {
             Ok(fetched) => fetched,
             Err(LogError::Changed { .. }) => return Read::Again(fetch),
-            Err(error) => return Read::Answer(Reply::error(fetch.reply, &answer::log_error(&error))),
+            Err(error) => {
+                let reply = Reply::error(fetch.reply, &answer::log_error(&error));
+                return Read::Unreadable { reply, place: fetch.place, error };
+            }
         };
         let is_all = fetched.next_offset >= head.high_watermark;
         if fetched.batches.len() < fetch.min_bytes && is_all && now < fetch.until {
@@ -146,6 +154,12 @@ impl Hub {
             match tokio::task::spawn_blocking(move || reading.carry_out(now, room)).await {
                 Ok(Read::Answer(reply)) if hub.lease.holds(hub.clock) => hub.reply(reply).await,
                 Ok(Read::Again(fetch)) => hub.command(Command::Fetch(fetch)).await,
+                Ok(Read::Unreadable { reply, place, error }) => {
+                    hub.command(Command::Unreadable { place, error }).await;
+                    if hub.lease.holds(hub.clock) {
+                        hub.reply(reply).await;
+                    }
+                }
                 Ok(Read::Answer(_)) | Err(_) => {}
             }
         });

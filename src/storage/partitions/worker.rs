@@ -10,15 +10,17 @@ use tokio::task::AbortHandle;
 use super::answer::Reply;
 use super::coordinator::Coordinator;
 use super::data::Pending;
+use super::faults::Faults;
 use super::fetches::Fetches;
 use super::flush::{Flusher, Synced};
 use super::log::{Failure, PartitionLog, millis};
 use super::serve::Hub;
+use super::upkeep::Upkeep;
 use super::{Command, Held, Lease, Options, StartError};
 use crate::disk::RealDisk;
-use crate::log::{DEFAULT_OPEN_FILES, LogDirectory, LogError, TopicPartition};
+use crate::log::{DEFAULT_OPEN_FILES, Log, LogConfig, LogDirectory, LogError, TopicPartition, WantedLog};
 use crate::process::Clock;
-use crate::storage::core::{self, InSyncOutcome, InSyncWish, Place, Token, Unassigned};
+use crate::storage::core::{self, InSyncOutcome, InSyncWish, Peer, Place, Token, Unassigned};
 use crate::storage::replicas::{Effect, Input, Led, LogEnd, Replicas};
 use crate::storage::shell::Event;
 use crate::types::{Monotonic, StorageId};
@@ -30,6 +32,12 @@ pub(super) struct Worker {
     pub(super) engine: Replicas<PartitionLog>,
     pub(super) directory: LogDirectory,
     pub(super) ids: BTreeMap<Place, TopicPartition>,
+    /// As the metadata has them, whether or not their logs work.
+    pub(super) held: BTreeMap<Place, Held>,
+    pub(super) peers: BTreeMap<StorageId, Peer>,
+    pub(super) me: Option<StorageId>,
+    pub(super) faults: Faults,
+    pub(super) upkeep: Upkeep,
     flusher: Flusher,
     pub(super) fetches: Fetches,
     /// Of the partitions of the offsets topic that are led here.
@@ -60,13 +68,18 @@ pub(super) fn start(
     commands: mpsc::WeakSender<Command>,
     incoming: mpsc::Receiver<Command>,
 ) -> Result<(), StartError> {
-    let Options { directory, settings, client, subjects, events, clock, lease } = options;
+    let Options { directory, settings, client, subjects, events, clock, lease, vitals } = options;
     let directory = LogDirectory::open(directory, std::sync::Arc::new(RealDisk), DEFAULT_OPEN_FILES)?;
     let (flusher, synced) = Flusher::start(directory.committer())?;
     let worker = Worker {
         engine: Replicas::new(settings),
         directory,
         ids: BTreeMap::new(),
+        held: BTreeMap::new(),
+        peers: BTreeMap::new(),
+        me: None,
+        faults: Faults::new(vitals),
+        upkeep: Upkeep::default(),
         flusher,
         fetches: Fetches::default(),
         coordinators: BTreeMap::new(),
@@ -96,8 +109,10 @@ impl Worker {
     async fn run(mut self, mut incoming: mpsc::Receiver<Command>, mut synced: mpsc::Receiver<Vec<Synced>>) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            let deadline = [self.engine.next_deadline(), self.fetches.deadline(), self.pending_deadline()];
-            let deadline = deadline.into_iter().flatten().min().map(|at| self.clock.instant(at));
+            let deadline =
+                [self.engine.next_deadline(), self.fetches.deadline(), self.pending_deadline(), self.faults.deadline()];
+            let deadline =
+                deadline.into_iter().chain([self.upkeep_deadline()]).flatten().min().map(|at| self.clock.instant(at));
             tokio::select! {
                 biased;
                 Some(done) = synced.recv() => self.synced(done),
@@ -118,6 +133,8 @@ impl Worker {
                 }
                 self.command(now, command).await;
             }
+            self.retry_faults(now);
+            self.keep_up(now);
             self.settle(now).await;
         }
     }
@@ -142,6 +159,9 @@ impl Worker {
         }
         for fetch in self.fetches.take_due(now) {
             self.fetch(now, fetch).await;
+        }
+        if self.faults.wants_lag(now) {
+            self.faults.tell_lag(self.engine.largest_lag());
         }
         self.time_out(now).await;
     }
@@ -168,13 +188,21 @@ impl Worker {
     async fn command(&mut self, now: Monotonic, command: Command) {
         match command {
             Command::Member(member) => {
+                self.me = Some(member.storage);
                 self.give(now, Input::Member(member));
                 self.listen_to_followers(member.storage);
             }
-            Command::Peers(peers) => self.give(now, Input::Peers(peers)),
+            Command::Peers(peers) => {
+                self.peers = peers.clone();
+                self.give(now, Input::Peers(peers));
+            }
             Command::Replicas { assigned, unassigned } => {
                 unassigned.into_iter().for_each(|gone| self.unassign(now, gone));
-                assigned.into_iter().for_each(|held| self.assign(now, held));
+                let mut opened = self.open_many(&assigned);
+                for held in assigned {
+                    let log = opened.remove(&held.place);
+                    self.assign_with(now, held, log);
+                }
             }
             Command::MayLead(may) => {
                 self.told_may_lead = may;
@@ -192,6 +220,7 @@ impl Worker {
             }
             Command::PollAnswer { call, result } => self.give(now, Input::PollAnswer { call, result }),
             Command::Data { place, request, reply, .. } => self.request(now, place, request, reply).await,
+            Command::Unreadable { place, error } => self.unreadable(place, &error),
             Command::Fetch(fetch) => self.fetch(now, fetch).await,
             Command::Loaded(loaded) => self.loaded(loaded),
             Command::Stop(_) => {}
@@ -219,15 +248,13 @@ impl Worker {
                 }
             }
             Effect::LeadsNoMore(place) => self.silence(place),
-            Effect::Failed { place, error } => {
-                tracing::error!(%error, "a replica is given up");
-                self.silence(place);
-            }
+            Effect::Unreadable { place, error } => self.unreadable(place, error.error()),
+            Effect::Failed { place, error } => self.failed(place, &error),
         }
     }
 
     /// The shell may wait for this thread, so this thread never waits for the shell.
-    fn ask_in_sync(&mut self, wishes: Vec<InSyncWish>) {
+    pub(super) fn ask_in_sync(&mut self, wishes: Vec<InSyncWish>) {
         let outcome = |wish: &InSyncWish| InSyncOutcome {
             place: wish.place,
             leader_epoch: wish.leader_epoch,
@@ -254,7 +281,7 @@ impl Worker {
         }
     }
 
-    fn silence(&mut self, place: Place) {
+    pub(super) fn silence(&mut self, place: Place) {
         self.coordinators.remove(&place);
         self.deaf.remove(&place);
         if let Some(listening) = self.listening.remove(&place) {
@@ -283,35 +310,72 @@ impl Worker {
         }
     }
 
-    fn assign(&mut self, now: Monotonic, held: Held) {
-        let Held { place, id, config, is_relaxed, assignment } = held;
+    /// The logs of those that have none yet, where there are many: together they cost a few syncs.
+    fn open_many(&mut self, assigned: &[Held]) -> BTreeMap<Place, Result<Log, LogError>> {
+        let new = |held: &&Held| self.engine.log(held.place).is_none();
+        let wanted: Vec<&Held> = assigned.iter().filter(new).collect();
+        if wanted.len() < 2 {
+            return BTreeMap::new();
+        }
+        let log = |held: &&Held| WantedLog { id: held.id.clone(), topic: held.place.0, config: held.config.clone() };
+        let logs = self.directory.open_logs(wanted.iter().map(log).collect(), millis(self.clock.wall()));
+        wanted.iter().map(|held| held.place).zip(logs).collect()
+    }
+
+    pub(super) fn assign(&mut self, now: Monotonic, held: Held) {
+        self.assign_with(now, held, None);
+    }
+
+    fn assign_with(&mut self, now: Monotonic, held: Held, opened: Option<Result<Log, LogError>>) {
+        let Held { place, id, config, is_relaxed, assignment } = held.clone();
+        self.held.insert(place, held);
+        self.ids.insert(place, id.clone());
+        let follows = assignment.leader.is_some() && assignment.leader != self.me;
+        if follows && self.faults.damage(place).is_some() {
+            // Out of the way, so that it is opened and cut.
+            self.give(now, Input::Unassigned(place));
+        }
         let log = match self.engine.log_mut(place) {
             Some(known) => {
                 known.log.set_config(config);
                 known.is_relaxed = is_relaxed;
                 None
             }
-            None => match self.open(&id, place, config) {
+            None => match self.open(&id, place, config, opened).and_then(|log| self.mend(place, log, follows)) {
                 Ok(log) => Some(PartitionLog { log, is_relaxed, clock: self.clock }),
-                Err(error) => {
-                    tracing::error!(%error, "a replica cannot be opened");
-                    return;
-                }
+                Err(error) => return self.failed(place, &error.into()),
             },
         };
-        self.ids.insert(place, id);
         self.give(now, Input::Assigned { place, assignment, log });
     }
 
+    /// A follower's log is cut where it is damaged: its leader has the rest. A leader's is not, and it shall not lead.
+    fn mend(&mut self, place: Place, mut log: Log, follows: bool) -> Result<Log, LogError> {
+        let found = log.damages().first().map(|damage| damage.offsets.start);
+        let known = self.faults.damage(place);
+        let Some(start) = [found, known].into_iter().flatten().min() else { return Ok(log) };
+        if follows {
+            log.truncate_to(start, millis(self.clock.wall()))?;
+            tracing::warn!(partition = %log.id(), from = %start, "copies anew what was damaged");
+            self.faults.forget(place);
+        } else if let Some(damage) = log.damages().first() {
+            let (partition, damage) = (log.id().clone(), Box::new(damage.clone()));
+            self.unreadable(place, &LogError::Damaged { partition, damage });
+        }
+        Ok(log)
+    }
+
+    /// `opened`: what came of it where it was opened with others.
     fn open(
         &mut self,
         id: &TopicPartition,
         place: Place,
-        config: crate::log::LogConfig,
-    ) -> Result<crate::log::Log, LogError> {
+        config: LogConfig,
+        opened: Option<Result<Log, LogError>>,
+    ) -> Result<Log, LogError> {
         let now = millis(self.clock.wall());
-        let opened = self.directory.open_log(id.clone(), place.0, config.clone(), now);
-        match opened {
+        let open = || self.directory.open_log(id.clone(), place.0, config.clone(), now);
+        match opened.unwrap_or_else(open) {
             Err(LogError::OtherTopic { .. }) => {
                 // A topic of that name was deleted and made anew while this node was away.
                 match self.directory.set_aside(id) {
@@ -328,6 +392,8 @@ impl Worker {
         let Unassigned { place, is_deliberate } = gone;
         self.give(now, Input::Unassigned(place));
         self.silence(place);
+        self.faults.forget(place);
+        self.held.remove(&place);
         let Some(id) = self.ids.remove(&place) else { return };
         let done = if is_deliberate {
             self.directory.remove(&id)
@@ -355,7 +421,8 @@ impl Worker {
                 let now = self.clock.monotonic();
                 self.give(now, Input::Flushed(vec![end]));
             }
-            Err(error) => self.failed(end.place, error),
+            // Nothing that it has not stored is ever acknowledged.
+            Err(error) => self.failed(end.place, &error.into()),
         }
     }
 
@@ -367,34 +434,21 @@ impl Worker {
             let Some(log) = self.engine.log_mut(end.place) else { continue };
             match log.log.finish_sync(ticket, result) {
                 Ok(()) => flushed.push(end),
-                Err(error) => self.failed(end.place, error),
+                Err(error) => self.failed(end.place, &error.into()),
             }
         }
         self.give(now, Input::Flushed(flushed));
-    }
-
-    /// Nothing that it has not stored is ever acknowledged: it gives the replica up.
-    fn failed(&mut self, place: Place, error: LogError) {
-        let now = self.clock.monotonic();
-        self.give(now, Input::Unassigned(place));
-        self.effects.push(Effect::Failed { place, error: error.into() });
     }
 
     async fn stop(&mut self) {
         for listening in std::mem::take(&mut self.listening).into_values() {
             listening.abort();
         }
-        let places: Vec<Place> = self.engine.held().map(|(place, _, _)| place).collect();
-        for place in places {
-            let Some(log) = self.engine.log_mut(place) else { continue };
-            if let Err(error) = log.log.checkpoint() {
-                tracing::error!(%error, "a log was not closed cleanly; the next start reads more of it");
-            }
+        let mut logs: Vec<&mut Log> = self.engine.logs_mut().map(|log| &mut log.log).collect();
+        for error in self.directory.checkpoint_all(&mut logs).into_iter().filter_map(Result::err) {
+            tracing::error!(%error, "a log was not closed cleanly; the next start reads more of it");
         }
-        let logs = self.engine.held().map(|(_, log, _)| &log.log);
-        if let Err(error) = self.directory.checkpoint(logs) {
-            tracing::error!(%error, "the logs' starts were not written");
-        }
+        self.remember_starts();
     }
 }
 

@@ -162,6 +162,8 @@ pub enum Effect<E> {
     Leads { place: Place, leader_epoch: LeaderEpoch },
     /// It leads it no longer.
     LeadsNoMore(Place),
+    /// A follower asked for records that cannot be read. The replica goes on.
+    Unreadable { place: Place, error: E },
     /// A log cannot be written or read; the node is to give up its replica.
     Failed { place: Place, error: E },
 }

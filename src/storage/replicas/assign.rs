@@ -44,6 +44,7 @@ impl<L: Log> Replicas<L> {
             Some(replica) => self.reassign(now, me, place, replica, assignment, out),
             None => {
                 let Some(log) = log else { return };
+                self.attempts.entry(place).and_modify(|attempt| *attempt += 1).or_insert(0);
                 let (flushed, high_watermark) = (log.end(), log.start());
                 let before = Assignment { leader: None, ..assignment.clone() };
                 let role = Role::Waits;

@@ -144,7 +144,7 @@ impl<L: Log> Replicas<L> {
                 topic: place.0,
                 partition: place.1,
                 leader_epoch: from.leader_epoch,
-                attempt: 0,
+                attempt: self.attempts.get(&place).copied().unwrap_or(0),
                 offset: from.offset,
                 last_epoch: from.last_epoch,
                 flushed: from.flushed,

@@ -169,7 +169,7 @@ impl<L: Log> Replicas<L> {
                 continue;
             };
             session.waiting = None;
-            let (partitions, batches) = self.gather(now, node, waiting.max_bytes);
+            let (partitions, batches) = self.gather(now, node, waiting.max_bytes, out);
             self.answer_poll(node, waiting, partitions, &batches, out);
         }
     }
@@ -236,7 +236,13 @@ impl<L: Log> Replicas<L> {
     }
 
     /// What there is to say, up to so many bytes of records; what does not fit stays for the next poll.
-    fn gather(&mut self, now: Monotonic, node: StorageId, max_bytes: usize) -> (Vec<PartitionAnswer>, Vec<Bytes>) {
+    fn gather(
+        &mut self,
+        now: Monotonic,
+        node: StorageId,
+        max_bytes: usize,
+        out: &mut Vec<Effect<L::Error>>,
+    ) -> (Vec<PartitionAnswer>, Vec<Bytes>) {
         let places = self.sessions.get(&node).map(Session::in_turn).unwrap_or_default();
         let (mut partitions, mut batches, mut left) = (Vec::new(), Vec::new(), max_bytes);
         for place in places {
@@ -255,7 +261,10 @@ impl<L: Log> Replicas<L> {
                         left = left.saturating_sub(records.len());
                         batches.push(records);
                     }
-                    Err(()) => answer.outcome = PartitionOutcome::StorageError,
+                    Err(error) => {
+                        answer.outcome = PartitionOutcome::StorageError;
+                        out.push(Effect::Unreadable { place, error });
+                    }
                 }
             }
             let Some(session) = self.sessions.get_mut(&node) else { break };
@@ -267,13 +276,19 @@ impl<L: Log> Replicas<L> {
     }
 
     /// What the follower lacks. None: there is something, and it does not fit.
-    fn records(&self, node: StorageId, place: Place, max_bytes: usize, first: bool) -> Result<Option<Bytes>, ()> {
+    fn records(
+        &self,
+        node: StorageId,
+        place: Place,
+        max_bytes: usize,
+        first: bool,
+    ) -> Result<Option<Bytes>, L::Error> {
         let position = self.sessions.get(&node).and_then(|session| session.positions.get(&place));
         let (Some(position), Some(replica)) = (position, self.held.get(&place)) else { return Ok(Some(Bytes::new())) };
         if position.offset >= replica.log.end() {
             return Ok(Some(Bytes::new()));
         }
-        let records = replica.log.read(position.offset, max_bytes).map_err(|_| ())?;
+        let records = replica.log.read(position.offset, max_bytes)?;
         Ok((records.len() <= max_bytes || first).then_some(records))
     }
 

@@ -18,6 +18,7 @@ mod lead;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 pub use api::{Acks, Append, AppendError, Effect, Input, Log, LogEnd, Settings};
 
@@ -66,6 +67,8 @@ pub struct Replicas<L: Log> {
     links: BTreeMap<StorageId, Link>,
     /// Of those who follow this node.
     sessions: BTreeMap<StorageId, Session>,
+    /// How often each replica's log was opened anew in this incarnation: it may have lost what it had said that it has.
+    attempts: BTreeMap<Place, u32>,
     /// Written, and no flush asked for yet.
     unflushed: BTreeSet<Place>,
     /// Led, and to be looked at: somebody may join or leave the in-sync replicas.
@@ -96,6 +99,7 @@ impl<L: Log> Replicas<L> {
             held: BTreeMap::new(),
             links: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            attempts: BTreeMap::new(),
             unflushed: BTreeSet::new(),
             asks: BTreeSet::new(),
             behind: BTreeSet::new(),
@@ -164,6 +168,23 @@ impl<L: Log> Replicas<L> {
         Some(&mut self.held.get_mut(&place)?.log)
     }
 
+    /// All of them, as [`Self::log_mut`] gives one.
+    pub fn logs_mut(&mut self) -> impl Iterator<Item = &mut L> {
+        self.held.values_mut().map(|replica| &mut replica.log)
+    }
+
+    /// The first replica behind this one, or the very first, and the end of what is committed as far as this node knows.
+    pub fn next_held(&self, behind: Option<Place>) -> Option<(Place, Offset)> {
+        let next = behind.and_then(|place| self.held.range((Bound::Excluded(place), Bound::Unbounded)).next());
+        let (place, replica) = next.or_else(|| self.held.first_key_value())?;
+        Some((*place, replica.high_watermark))
+    }
+
+    /// The end of what is committed, as far as this node knows.
+    pub fn high_watermark(&self, place: Place) -> Option<Offset> {
+        Some(self.held.get(&place)?.high_watermark)
+    }
+
     pub fn log(&self, place: Place) -> Option<&L> {
         Some(&self.held.get(&place)?.log)
     }
@@ -220,6 +241,15 @@ impl<L: Log> Replicas<L> {
                 Role::Waits => {}
             }
         }
+    }
+
+    /// By how many records the follower lags most that lags most, of what is led here.
+    pub fn largest_lag(&self) -> u64 {
+        let lag = |place: &Place| match &self.held.get(place)?.role {
+            Role::Leads(leader) => leader.largest_lag(),
+            Role::Follows(_) | Role::Waits => None,
+        };
+        self.behind.iter().filter_map(lag).max().unwrap_or(0)
     }
 
     /// The log failed: nobody may count on it.

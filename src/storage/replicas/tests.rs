@@ -197,7 +197,7 @@ impl Cluster {
                 Effect::AskInSync(wishes) => {
                     self.ways.extend(wishes.into_iter().map(|wish| Way::Alter { node, wish }));
                 }
-                Effect::Leads { .. } | Effect::LeadsNoMore(_) | Effect::Failed { .. } => {}
+                Effect::Leads { .. } | Effect::LeadsNoMore(_) | Effect::Unreadable { .. } | Effect::Failed { .. } => {}
             }
         }
     }

@@ -20,7 +20,7 @@ use super::core::{
     Assignment, Call, CallError, Effect, FetchReply, Identity, Input, Level, Place, Settings, StorageCore, Token,
 };
 use super::health::Sampler;
-use super::partitions::{self, Command, Held, Lease};
+use super::partitions::{self, Command, Held, Lease, Vitals};
 use super::replicas;
 use super::subjects::Subjects;
 use super::writer::{Job, start};
@@ -115,6 +115,7 @@ struct Shell {
     routes: Routes,
     partitions: mpsc::Sender<Command>,
     lease: Lease,
+    vitals: Vitals,
     sampler: Option<Sampler>,
     compacting: bool,
     request_timeout: Duration,
@@ -159,7 +160,7 @@ impl Shell {
         let (reader, epoch) = (store.reader(), store.controller_epoch());
         let writer = start(store, events.clone())?;
         let clock = Clock::start();
-        let lease = Lease::default();
+        let (lease, vitals) = (Lease::default(), Vitals::default());
         let partitions = partitions::Options {
             directory: directory.path().join(PARTITIONS),
             settings: replicas::Settings::default(),
@@ -168,6 +169,7 @@ impl Shell {
             events: events.clone(),
             clock,
             lease: lease.clone(),
+            vitals: vitals.clone(),
         };
         let runtime = tokio::runtime::Handle::current();
         let partitions = tokio::task::spawn_blocking(move || partitions::start(partitions, runtime)).await;
@@ -193,6 +195,7 @@ impl Shell {
             routes: Routes::default(),
             partitions,
             lease,
+            vitals,
             sampler,
             compacting: false,
             request_timeout,
@@ -275,7 +278,8 @@ impl Shell {
                 self.feed(Input::Subscribed(storage)).await;
             }
             Event::Sampled(sampled) => {
-                let (sampler, health) = *sampled;
+                let (sampler, mut health) = *sampled;
+                self.vitals.tell(&mut health);
                 self.sampler = Some(sampler);
                 self.feed(Input::Health(health)).await;
             }

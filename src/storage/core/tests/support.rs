@@ -87,6 +87,7 @@ impl Ledger {
 
     pub fn topic(&mut self, replicas: Vec<Vec<StorageId>>) -> Position {
         let name = TopicName::new("orders").unwrap();
+        let replicas = replicas.into_iter().map(Into::into).collect();
         self.commit(vec![Record::TopicCreated { topic_id: TOPIC, name, config: Default::default(), replicas }])
     }
 

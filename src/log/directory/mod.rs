@@ -3,10 +3,14 @@
 //! A commit is per node. Few dirty logs are synced each by itself, beside each other; many by one sync of their file system,
 //! whose cost does not grow with their number.
 
+mod many;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+
+pub use many::WantedLog;
 
 use super::checkpoint::{self, CLEANED, CheckpointError, LOG_STARTS, Offsets, PARTITION_METADATA};
 use super::partition::{Log, LogConfig, OpenOptions, SyncTicket};
@@ -47,7 +51,8 @@ pub enum LogDirectoryError {
 
 impl LogDirectory {
     /// Opens the directory, made where it is missing, and makes durable whatever a killed process left in the page cache.
-    /// `open_files` is how many files stay open between their uses.
+    /// `open_files` is how many files of either kind, for reading and for writing, stay open between their uses: fewer where
+    /// the process may not have so many, half of which are left for other things.
     pub fn open(dir: PathBuf, disk: Arc<dyn Disk>, open_files: usize) -> Result<Self, LogDirectoryError> {
         disk.create_dir(&dir).map_err(io_error("create", &dir))?;
         let file_system: Option<Arc<dyn FileSystem>> =
@@ -55,9 +60,9 @@ impl LogDirectory {
         if let Some(all) = &file_system {
             all.sync().map_err(io_error("sync the file system of", &dir))?;
         }
+        let files = Files::new(disk.clone(), open_files.min(disk.open_files_limit() / 4));
         let (starts, cleaned) = (read_offsets(&*disk, &dir, LOG_STARTS)?, read_offsets(&*disk, &dir, CLEANED)?);
-        let committer = Committer { file_system };
-        Ok(Self { dir, files: Files::new(disk, open_files), committer, starts, cleaned, opened: Mutex::default() })
+        Ok(Self { dir, files, committer: Committer { file_system }, starts, cleaned, opened: Mutex::default() })
     }
 
     pub fn files(&self) -> &Arc<Files> {

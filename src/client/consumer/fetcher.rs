@@ -1,0 +1,336 @@
+//! One partition's task: finds out where to begin, then fetches, one request after the other, ahead of what is read. What goes wrong
+//! it mends where it can, by the consumer's settings, and else says so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{Client, HeaderMap};
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
+
+use super::chunk;
+use super::config::{AutoOffsetReset, ConsumeError, ConsumerConfig, SeekTo};
+use crate::bus::raw;
+use crate::client::{Admin, DataError, Leaders, leaders};
+use crate::config::Services;
+use crate::config::services::DataTarget;
+use crate::log::TopicPartition;
+use crate::types::{LeaderEpoch, Offset, TopicId};
+use crate::wire::Code;
+use crate::wire::data::{DataFetch, FORMAT_BATCH, FetchedHead, OffsetsRequest, PartitionOffsets, header, op};
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(5);
+const LONGEST_BACKOFF: Duration = Duration::from_millis(250);
+/// How long an answer may be late before it is asked for again.
+const GRACE: Duration = Duration::from_millis(500);
+/// After how long without a leader it is looked whether the topic is still there.
+const LOOK_AT_TOPIC: Duration = Duration::from_secs(1);
+
+/// What the tasks of a consumer share.
+pub(super) struct Shared {
+    pub client: Client,
+    pub services: Services,
+    pub config: ConsumerConfig,
+    pub leaders: Leaders,
+    pub admin: Admin,
+    /// Bytes that may be fetched ahead.
+    pub budget: Arc<Semaphore>,
+}
+
+/// What a task says.
+pub(super) struct Report {
+    pub partition: Arc<TopicPartition>,
+    /// Of the task; what an earlier one said no longer counts.
+    pub generation: u64,
+    pub event: Event,
+}
+
+pub(super) enum Event {
+    /// Reading begins here.
+    Begins(Offset),
+    Fetched(Fetched),
+    Failed(ConsumeError),
+}
+
+pub(super) struct Fetched {
+    pub batches: Bytes,
+    /// What was asked for.
+    pub from: Offset,
+    pub head: FetchedHead,
+    /// The part of the budget, until it is read.
+    pub permit: OwnedSemaphorePermit,
+}
+
+pub(super) struct Fetcher {
+    pub shared: Arc<Shared>,
+    pub partition: Arc<TopicPartition>,
+    pub generation: u64,
+    pub reports: mpsc::Sender<Report>,
+    /// How many bytes one fetch asks for.
+    pub bytes: u32,
+}
+
+/// Where a partition is read.
+struct Place {
+    offset: Offset,
+    /// The leader's, as far as it is known.
+    epoch: LeaderEpoch,
+    /// Of the last record before.
+    last: Option<LeaderEpoch>,
+    topic_id: TopicId,
+    high_watermark: Option<Offset>,
+}
+
+/// The consumer is gone, or the partition can be read no further.
+struct Over;
+
+/// How attempts that came to nothing follow each other.
+struct Trouble {
+    since: Option<Instant>,
+    told: Option<Instant>,
+    looked: Option<Instant>,
+    backoff: Duration,
+}
+
+impl Trouble {
+    fn new() -> Self {
+        Self { since: None, told: None, looked: None, backoff: FIRST_BACKOFF }
+    }
+}
+
+impl Fetcher {
+    pub async fn run(self, start: SeekTo) {
+        let mut trouble = Trouble::new();
+        let Ok(mut place) = self.begin(start, &mut trouble).await else { return };
+        if self.report(Event::Begins(place.offset)).await.is_err() {
+            return;
+        }
+        let (mut grace, mut was_corrupt) = (GRACE, false);
+        trouble = Trouble::new();
+        loop {
+            let Ok(permit) = Arc::clone(&self.shared.budget).acquire_many_owned(self.bytes).await else { return };
+            let result = match self.fetch(&place, grace).await {
+                Ok((head, batches)) => match chunk::verify(&batches) {
+                    Ok(epoch) => {
+                        (trouble, grace, was_corrupt) = (Trouble::new(), GRACE, false);
+                        self.take(&mut place, head, batches, epoch, permit).await
+                    }
+                    // Once more, in case that it was the way here.
+                    Err(_) if !was_corrupt => {
+                        was_corrupt = true;
+                        Ok(())
+                    }
+                    Err(error) => {
+                        let (partition, detail) = ((*self.partition).clone(), error.to_string());
+                        self.fail(ConsumeError::Corrupt { partition, offset: place.offset, detail }).await
+                    }
+                },
+                Err(error) => {
+                    drop(permit);
+                    if let DataError::NoAnswer { .. } = error {
+                        grace = (grace * 2).min(self.shared.config.request_timeout);
+                    }
+                    self.mend(&mut place, error, &mut trouble).await
+                }
+            };
+            if result.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn report(&self, event: Event) -> Result<(), Over> {
+        let report = Report { partition: Arc::clone(&self.partition), generation: self.generation, event };
+        self.reports.send(report).await.map_err(|_| Over)
+    }
+
+    async fn fail(&self, error: ConsumeError) -> Result<(), Over> {
+        self.report(Event::Failed(error)).await?;
+        Err(Over)
+    }
+
+    /// Asks the leader where the log stands, until it answers, and where to begin.
+    async fn begin(&self, start: SeekTo, trouble: &mut Trouble) -> Result<Place, Over> {
+        let timestamp = match start {
+            SeekTo::Timestamp(timestamp) => Some(timestamp),
+            SeekTo::Offset(_) | SeekTo::Beginning | SeekTo::End => None,
+        };
+        let request = OffsetsRequest { timestamp, ..OffsetsRequest::default() };
+        let stands = self.stands(&request, trouble).await?;
+        let offset = match start {
+            SeekTo::Offset(offset) => offset,
+            SeekTo::Beginning => stands.log_start_offset,
+            SeekTo::End => stands.high_watermark,
+            SeekTo::Timestamp(_) => stands.found.map_or(stands.high_watermark, |found| found.offset),
+        };
+        let (epoch, topic_id) = (stands.leader_epoch, stands.topic_id);
+        Ok(Place { offset, epoch, last: None, topic_id, high_watermark: None })
+    }
+
+    async fn stands(&self, request: &OffsetsRequest, trouble: &mut Trouble) -> Result<PartitionOffsets, Over> {
+        let TopicPartition { topic, partition } = &*self.partition;
+        // Trouble has its own pace.
+        let leaders = self.shared.leaders.clone().within(GRACE);
+        loop {
+            match leaders.find_offset(topic, *partition, request).await {
+                Ok(stands) => return Ok(stands),
+                Err(error) => self.wait(error, trouble).await?,
+            }
+        }
+    }
+
+    async fn fetch(&self, place: &Place, grace: Duration) -> Result<(FetchedHead, Bytes), DataError> {
+        let Shared { client, services, config, .. } = &*self.shared;
+        let subject =
+            services.data_subject(op::FETCH, DataTarget::Partition(self.partition.partition), &self.partition.topic);
+        let request = DataFetch {
+            offset: Some(place.offset),
+            max_bytes: Some(self.bytes),
+            min_bytes: Some(config.fetch_min_bytes),
+            max_wait_ms: Some(u32::try_from(config.fetch_max_wait.as_millis()).unwrap_or(u32::MAX)),
+            leader_epoch: Some(place.epoch),
+            topic_id: Some(place.topic_id),
+        };
+        let payload = serde_json::to_vec(&request).expect("requests have string keys only").into();
+        let mut headers = HeaderMap::new();
+        headers.insert(header::FORMAT, FORMAT_BATCH);
+        let timeout = config.fetch_max_wait + grace;
+        let answer = raw::request_with_deadline(client, &subject, Some(headers), payload, timeout).await;
+        let message = answer.map_err(|error| DataError::of_bus(error, &subject, timeout))?;
+        if let Some(error) = leaders::refusal(&message) {
+            return Err(error);
+        }
+        let head = message.headers.as_ref().and_then(|headers| headers.get(header::HEAD));
+        let unreadable = |detail: String| DataError::Unreadable { subject: subject.clone(), detail };
+        let head = head.ok_or_else(|| unreadable(format!("it has no header {}", header::HEAD)))?;
+        let head = serde_json::from_str(head.as_str()).map_err(|error| unreadable(error.to_string()))?;
+        Ok((head, message.payload))
+    }
+
+    async fn take(
+        &self,
+        place: &mut Place,
+        head: FetchedHead,
+        batches: Bytes,
+        last: Option<LeaderEpoch>,
+        mut permit: OwnedSemaphorePermit,
+    ) -> Result<(), Over> {
+        let from = place.offset;
+        place.epoch = head.leader_epoch;
+        place.last = last.or(place.last);
+        place.offset = head.next_offset.max(from);
+        let is_news = place.high_watermark != Some(head.high_watermark) || place.offset > from;
+        place.high_watermark = Some(head.high_watermark);
+        if !is_news {
+            return Ok(());
+        }
+        let unused = permit.num_permits().saturating_sub(batches.len());
+        drop(permit.split(unused));
+        self.report(Event::Fetched(Fetched { batches, from, head, permit })).await
+    }
+
+    async fn mend(&self, place: &mut Place, error: DataError, trouble: &mut Trouble) -> Result<(), Over> {
+        match error.code() {
+            Some(Code::OffsetOutOfRange) => {
+                let stands = self.stands(&OffsetsRequest::default(), trouble).await?;
+                self.reset(place, &stands, error, trouble).await
+            }
+            Some(Code::FencedLeaderEpoch) => {
+                let request = OffsetsRequest { leader_epoch: place.last, ..OffsetsRequest::default() };
+                let stands = self.stands(&request, trouble).await?;
+                place.epoch = stands.leader_epoch;
+                // Whoever leads now may lack what was read before.
+                match stands.found.filter(|_| place.last.is_some()) {
+                    Some(found) if found.offset < place.offset => self.cut(place, found.offset).await,
+                    Some(_) | None => Ok(()),
+                }
+            }
+            _ => self.wait(error, trouble).await,
+        }
+    }
+
+    /// Goes on where the settings say, where the log has no such offset.
+    async fn reset(
+        &self,
+        place: &mut Place,
+        stands: &PartitionOffsets,
+        error: DataError,
+        trouble: &mut Trouble,
+    ) -> Result<(), Over> {
+        let (log_start, end) = (stands.log_start_offset, stands.high_watermark);
+        // It may lead no more, or not know yet how far it may show its log.
+        if (log_start..=stands.log_end_offset.max(end)).contains(&place.offset) {
+            return self.pause(error, trouble).await;
+        }
+        let to = match self.shared.config.auto_offset_reset {
+            AutoOffsetReset::Earliest => log_start,
+            AutoOffsetReset::Latest => end,
+            AutoOffsetReset::Error => {
+                let (partition, offset) = ((*self.partition).clone(), place.offset);
+                return self.fail(ConsumeError::OutOfRange { partition, offset, log_start, end }).await;
+            }
+        };
+        tracing::warn!(partition = %self.partition, offset = %place.offset, %to, "the log has no such offset");
+        (place.offset, place.epoch, place.last) = (to, stands.leader_epoch, None);
+        self.report(Event::Begins(to)).await
+    }
+
+    async fn cut(&self, place: &mut Place, end: Offset) -> Result<(), Over> {
+        let offset = place.offset;
+        if self.shared.config.auto_offset_reset == AutoOffsetReset::Error {
+            let partition = (*self.partition).clone();
+            return self.fail(ConsumeError::Truncated { partition, offset, end }).await;
+        }
+        tracing::warn!(partition = %self.partition, %offset, %end, "the log was cut off");
+        (place.offset, place.last) = (end, None);
+        self.report(Event::Begins(end)).await
+    }
+
+    /// Waits before the next attempt. An error that cannot pass ends it.
+    async fn wait(&self, error: DataError, trouble: &mut Trouble) -> Result<(), Over> {
+        if error.may_pass() {
+            return self.pause(error, trouble).await;
+        }
+        self.fail(ConsumeError::Refused { partition: (*self.partition).clone(), error }).await
+    }
+
+    /// Waits before the next attempt, and says so where it has lasted for long.
+    async fn pause(&self, error: DataError, trouble: &mut Trouble) -> Result<(), Over> {
+        let now = Instant::now();
+        let since = *trouble.since.get_or_insert(now);
+        if matches!(error, DataError::NoLeader { .. })
+            && now.duration_since(trouble.looked.unwrap_or(since)) >= LOOK_AT_TOPIC
+        {
+            trouble.looked = Some(now);
+            self.look_at_topic().await?;
+        }
+        let after = self.shared.config.api_timeout;
+        if now.duration_since(trouble.told.unwrap_or(since)) >= after {
+            trouble.told = Some(now);
+            let partition = (*self.partition).clone();
+            self.report(Event::Failed(ConsumeError::NoAnswer { partition, after, error })).await?;
+        }
+        tokio::time::sleep(trouble.backoff.mul_f64(rand::random_range(0.5..=1.0))).await;
+        trouble.backoff = (trouble.backoff * 2).min(LONGEST_BACKOFF);
+        Ok(())
+    }
+
+    /// Ends it where the controllers know no such partition.
+    async fn look_at_topic(&self) -> Result<(), Over> {
+        let TopicPartition { topic, partition } = &*self.partition;
+        let described = self.shared.admin.clone().within(LOOK_AT_TOPIC).describe_topic(topic.as_str()).await;
+        let error = match described {
+            Ok(described) if described.partitions.len() as u32 > *partition => return Ok(()),
+            Ok(described) => {
+                let count = described.partitions.len();
+                let words = format!("topic {topic} has {count} partitions");
+                crate::wire::WireError::new(Code::UnknownTopicOrPartition, words).into()
+            }
+            Err(error) if error.code() == Some(Code::UnknownTopicOrPartition) => error,
+            // Nobody to ask: it stays open.
+            Err(_) => return Ok(()),
+        };
+        self.fail(ConsumeError::Topic { topic: topic.clone(), error }).await
+    }
+}

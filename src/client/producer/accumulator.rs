@@ -1,0 +1,329 @@
+//! Records on their way into batches: which partition each goes to, when a batch is closed, and how much memory all of them take.
+//!
+//! Instants, chance and the memory to use are passed in. A record is encoded once, into the batch that it leaves with.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_nats::{HeaderMap, Subject};
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::config::{ProduceError, ProducerConfig, ProducerRecord};
+use super::delivery::{Delivery, Settle};
+use super::lane::{Lane, Pace};
+use super::partitioner;
+use crate::client::DataError;
+use crate::log::batch::{BatchBuilder, HEADER_BYTES, PackedBatch, ProducerStamp};
+use crate::types::{LeaderEpoch, Offset, PartitionId, TopicId, TopicName};
+use crate::wire::data::op;
+
+/// A topic's place, and the partition.
+pub(super) type Key = (usize, PartitionId);
+
+/// The least memory that a batch takes at a time.
+const ROOM_STEP: usize = 4 << 10;
+
+/// A closed batch.
+pub(super) struct Batch {
+    pub body: Body,
+    pub settle: Settle,
+    /// Its first record's offset, once it is stored.
+    pub base: Option<Offset>,
+    /// Why it had to be sent again.
+    pub last: Option<DataError>,
+    _room: OwnedSemaphorePermit,
+}
+
+pub(super) enum Body {
+    Records(BatchBuilder),
+    Packed(PackedBatch),
+    Sealed {
+        bytes: Bytes,
+        stamp: Option<ProducerStamp>,
+    },
+    /// Somebody works on it.
+    Away,
+}
+
+/// A batch that still takes records.
+struct Open {
+    builder: BatchBuilder,
+    settle: Settle,
+    /// When it is closed though it is not full.
+    due: Instant,
+    expires: Instant,
+    room: OwnedSemaphorePermit,
+}
+
+pub(super) struct Partition {
+    open: Option<Open>,
+    pub lane: Lane<Batch>,
+    /// Batches that are closed and not packed yet, in order.
+    pub unpacked: VecDeque<u64>,
+    pub subject: Subject,
+    /// Where its leader says where it stands.
+    pub question: Subject,
+    /// The newest leader's that answered.
+    pub leader_epoch: LeaderEpoch,
+    /// When the sender wants to look at it again.
+    pub due: Option<Instant>,
+    /// How large the last batch became: the next one has room for as much.
+    size: usize,
+}
+
+pub(super) struct Topic {
+    pub name: TopicName,
+    pub id: TopicId,
+    pub partitions: Vec<Partition>,
+    pub headers: HeaderMap,
+    /// Where records without a key go until the batch there is closed.
+    sticky: Option<PartitionId>,
+    /// The largest batch that it takes.
+    pub max_message_bytes: usize,
+    pub described: Instant,
+    pub is_stale: bool,
+}
+
+pub(super) struct Accumulator {
+    config: ProducerConfig,
+    pace: Pace,
+    memory: Arc<Semaphore>,
+    pub topics: Vec<Topic>,
+    names: HashMap<TopicName, usize>,
+    /// What the sender has to look at.
+    pub dirty: BTreeSet<Key>,
+    pub is_closed: bool,
+}
+
+/// What became of a record.
+pub(super) enum Appended {
+    /// It is in a batch. `wake`: the sender has something new to do.
+    Done { delivery: Delivery, wake: bool },
+    /// The topic has to be looked up first.
+    UnknownTopic,
+    /// So many bytes of memory are needed first.
+    NoRoom { bytes: u32, wake: bool },
+}
+
+impl Accumulator {
+    pub fn new(config: ProducerConfig, memory: Arc<Semaphore>) -> Self {
+        let pace = Pace {
+            max_in_flight: config.max_in_flight,
+            is_idempotent: config.is_idempotent(),
+            first_patience: super::FIRST_PATIENCE.min(config.request_timeout),
+            longest_patience: match config.is_idempotent() {
+                true => super::LONGEST_PATIENCE.min(config.request_timeout),
+                false => config.request_timeout,
+            },
+            first_backoff: config.retry_backoff,
+            longest_backoff: config.retry_backoff_max,
+        };
+        let (topics, names, dirty) = (Vec::new(), HashMap::new(), BTreeSet::new());
+        Self { config, pace, memory, topics, names, dirty, is_closed: false }
+    }
+
+    pub fn topic(&self, name: &TopicName) -> Option<usize> {
+        self.names.get(name).copied()
+    }
+
+    /// Adds a topic, or partitions to one that is there. `subject` is that of an operation on a
+    /// partition.
+    pub fn describe(&mut self, new: Topic, count: u32, subject: impl Fn(&str, PartitionId) -> Subject) {
+        let pace = self.pace;
+        let partition = |partition| Partition {
+            open: None,
+            lane: Lane::new(pace),
+            unpacked: VecDeque::new(),
+            subject: subject(op::PRODUCE, partition),
+            question: subject(op::OFFSETS, partition),
+            leader_epoch: LeaderEpoch(0),
+            due: None,
+            size: 0,
+        };
+        let place = *self.names.entry(new.name.clone()).or_insert_with(|| {
+            self.topics.push(new.shell());
+            self.topics.len() - 1
+        });
+        let topic = &mut self.topics[place];
+        (topic.id, topic.max_message_bytes, topic.headers) = (new.id, new.max_message_bytes, new.headers);
+        (topic.described, topic.is_stale) = (new.described, false);
+        let have = topic.partitions.len() as u32;
+        topic.partitions.extend((have..count).map(partition));
+    }
+
+    /// Forgets a topic's name, so that the next record looks it up anew. Its batches are still there.
+    pub fn forget(&mut self, place: usize) {
+        self.names.remove(&self.topics[place].name);
+    }
+
+    pub fn partition(&mut self, key: Key) -> Option<&mut Partition> {
+        self.topics.get_mut(key.0)?.partitions.get_mut(key.1 as usize)
+    }
+
+    /// Adds a record that takes at most `bound` bytes. `room` is memory that was waited for; `draw` gives random numbers.
+    pub fn append(
+        &mut self,
+        now: Instant,
+        record: &ProducerRecord,
+        timestamp: i64,
+        bound: usize,
+        mut room: Option<OwnedSemaphorePermit>,
+        draw: impl FnOnce() -> [u32; 2],
+    ) -> Result<Appended, ProduceError> {
+        if self.is_closed {
+            return Err(ProduceError::Closed);
+        }
+        let Some(place) = self.topic(&record.topic) else { return Ok(Appended::UnknownTopic) };
+        let topic = &mut self.topics[place];
+        let limit = topic.max_message_bytes;
+        if HEADER_BYTES + bound > limit {
+            return Err(ProduceError::TooLarge { size: HEADER_BYTES + bound, limit });
+        }
+        let count = topic.partitions.len() as u32;
+        let number = match (record.partition, &record.key) {
+            (Some(partition), _) => partition,
+            (None, Some(key)) => crate::types::partition_of_key(key, count),
+            (None, None) => *topic.sticky.get_or_insert_with(|| {
+                let load = |partition: u32| topic.partitions.get(partition as usize).map_or(0, Partition::load);
+                partitioner::less_loaded(count, draw(), load)
+            }),
+        };
+        let Some(partition) = topic.partitions.get_mut(number as usize) else {
+            return Err(ProduceError::NoPartition { topic: record.topic.clone(), partition: number, count });
+        };
+        let most = self.config.batch_size.min(limit);
+        let mut wake = false;
+        if let Some(open) = &mut partition.open {
+            let size = open.builder.size() + bound;
+            if size <= most && open.has_room(size, most, &self.memory, &mut room) {
+                return Ok(Appended::Done { delivery: open.push(record, timestamp), wake: false });
+            }
+            partition.close();
+            self.dirty.insert((place, number));
+            wake = true;
+        }
+        let size = HEADER_BYTES + bound;
+        let wanted = partition.size.max(size).next_multiple_of(ROOM_STEP).min(most.max(size)) as u32;
+        let room = match room.filter(|room| room.num_permits() >= size) {
+            Some(room) => room,
+            None => match Arc::clone(&self.memory).try_acquire_many_owned(wanted) {
+                Ok(room) => room,
+                Err(_) => return Ok(Appended::NoRoom { bytes: wanted, wake }),
+            },
+        };
+        let mut open = Open {
+            builder: BatchBuilder::with_capacity(self.config.compression, room.num_permits()),
+            settle: Settle::new(record.topic.clone(), number),
+            due: now + self.config.linger,
+            expires: now + self.config.delivery_timeout,
+            room,
+        };
+        let delivery = open.push(record, timestamp);
+        partition.open = Some(open);
+        self.dirty.insert((place, number));
+        Ok(Appended::Done { delivery, wake: true })
+    }
+
+    /// Closes the open batch of a partition where its time has come and it could be sent.
+    pub fn close_due(&mut self, key: Key, now: Instant) {
+        let Some(partition) = self.partition(key) else { return };
+        let room = partition.lane.has_room(now);
+        if partition.open.as_ref().is_some_and(|open| (open.due <= now && room) || open.expires <= now) {
+            partition.close();
+            let sticky = &mut self.topics[key.0].sticky;
+            *sticky = sticky.filter(|partition| *partition != key.1);
+        }
+    }
+
+    /// Makes every open batch due, and gives a delivery of each batch that is not settled.
+    pub fn flush(&mut self, now: Instant) -> Vec<Delivery> {
+        let mut waiting = Vec::new();
+        for (place, topic) in self.topics.iter_mut().enumerate() {
+            for (number, partition) in (0..).zip(&mut topic.partitions) {
+                if let Some(open) = &mut partition.open {
+                    open.due = now;
+                    waiting.push(open.settle.delivery(0, 0));
+                    self.dirty.insert((place, number));
+                }
+                waiting.extend(partition.lane.batches().map(|batch| batch.settle.delivery(0, 0)));
+            }
+        }
+        waiting
+    }
+}
+
+impl Topic {
+    pub fn new(name: TopicName, id: TopicId, headers: HeaderMap, max_message_bytes: usize, described: Instant) -> Self {
+        let partitions = Vec::new();
+        Self { name, id, partitions, headers, sticky: None, max_message_bytes, described, is_stale: false }
+    }
+
+    fn shell(&self) -> Self {
+        Self::new(self.name.clone(), self.id, HeaderMap::new(), self.max_message_bytes, self.described)
+    }
+}
+
+impl Partition {
+    /// How many batches wait here.
+    fn load(&self) -> usize {
+        self.lane.len()
+    }
+
+    fn close(&mut self) {
+        let Some(Open { builder, settle, due: _, expires, room }) = self.open.take() else { return };
+        self.size = builder.size();
+        let count = builder.record_count();
+        let batch = Batch { body: Body::Records(builder), settle, base: None, last: None, _room: room };
+        let number = self.lane.push(batch, count, expires);
+        self.unpacked.push_back(number);
+    }
+
+    /// When the open batch wants to be looked at, unless the lane has no room: then an answer comes first.
+    pub fn open_due(&self, now: Instant) -> Option<Instant> {
+        let open = self.open.as_ref()?;
+        Some(if self.lane.has_room(now) { open.due } else { open.expires })
+    }
+
+    /// Takes the open batch out together with all others.
+    pub fn close_all(&mut self) {
+        self.close();
+        self.unpacked.clear();
+    }
+}
+
+impl Open {
+    /// Makes sure of memory for a batch of so many bytes.
+    fn has_room(
+        &mut self,
+        size: usize,
+        most: usize,
+        memory: &Arc<Semaphore>,
+        given: &mut Option<OwnedSemaphorePermit>,
+    ) -> bool {
+        let have = self.room.num_permits();
+        if size <= have {
+            return true;
+        }
+        if let Some(given) = given.take_if(|given| have + given.num_permits() >= size) {
+            self.room.merge(given);
+            return true;
+        }
+        // Twice as much each time, as the buffer itself grows.
+        let wanted = (2 * have).clamp(size, most.max(size)) - have;
+        match Arc::clone(memory).try_acquire_many_owned(wanted as u32) {
+            Ok(more) => {
+                self.room.merge(more);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn push(&mut self, record: &ProducerRecord, timestamp: i64) -> Delivery {
+        let delivery = self.settle.delivery(self.builder.record_count(), timestamp);
+        self.builder.push(timestamp, record.key.as_deref(), record.value.as_deref(), &record.headers);
+        delivery
+    }
+}

@@ -1,0 +1,386 @@
+//! Records through the clients' library, on real processes: what is acknowledged is read back once and in order, whatever the
+//! codec, and whoever of the leaders dies meanwhile.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use dmq::client::{
+    AutoOffsetReset, ConsumeError, Consumer, ConsumerConfig, ConsumerRecord, Delivery, Leaders, ProduceError, Producer,
+    ProducerConfig, ProducerRecord, SeekTo,
+};
+use dmq::config::Services;
+use dmq::log::TopicPartition;
+use dmq::log::batch::Compression;
+use dmq::types::{Offset, PartitionId, TopicName, partition_of_key};
+use support::cluster::Cluster;
+
+fn topic(name: &str) -> TopicName {
+    TopicName::new(name).unwrap()
+}
+
+async fn producer(cluster: &Cluster, config: ProducerConfig) -> Producer {
+    Producer::new(cluster.nats.connect().await, Services::default(), config).await.unwrap()
+}
+
+async fn consumer(cluster: &Cluster, config: ConsumerConfig) -> Consumer {
+    Consumer::new(cluster.nats.connect().await, Services::default(), config)
+}
+
+/// Everything that a topic holds now, by partition.
+async fn read_all(cluster: &Cluster, name: &TopicName) -> BTreeMap<PartitionId, Vec<ConsumerRecord>> {
+    let leaders = Leaders::new(cluster.nats.connect().await, Services::default());
+    let mut consumer = consumer(cluster, ConsumerConfig::default()).await;
+    let partitions = consumer.partitions(name).await.unwrap();
+    consumer.assign_from(partitions.iter().map(|partition| (partition.clone(), SeekTo::Beginning)));
+    for partition in &partitions {
+        let stands = leaders.offsets(name, partition.partition).await.unwrap();
+        consumer.stop_at(partition, stands.high_watermark).unwrap();
+    }
+    let mut read: BTreeMap<_, Vec<_>> = partitions.iter().map(|partition| (partition.partition, Vec::new())).collect();
+    while let Some(record) = consumer.recv().await {
+        let record = record.unwrap();
+        read.get_mut(&record.partition).unwrap().push(record);
+    }
+    read
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_come_back_as_they_were_sent_in_every_codec_and_keys_keep_to_their_partition() {
+    const COUNT: usize = 1_000;
+    let cluster = Cluster::start(1, 3);
+    cluster.await_healthy();
+    for compression in Compression::ALL {
+        let name = topic(&format!("codec.{compression}"));
+        cluster.run(&format!("topic create {name} --partitions 3 --replication-factor 3")).unwrap();
+        // Small batches, so that there are many.
+        let config = ProducerConfig { compression, batch_size: 4 << 10, ..ProducerConfig::default() };
+        let producer = producer(&cluster, config).await;
+        let mut sent = Vec::new();
+        for number in 0..COUNT {
+            let mut record = ProducerRecord::new(name.clone(), format!("value {number} ").repeat(number % 50))
+                .timestamp(1_700_000_000_000 + number as i64)
+                .header("number", number.to_string())
+                .header("number", "again");
+            if number % 3 > 0 {
+                record = record.key(format!("key {}", number % 17));
+            }
+            if number % 11 == 0 {
+                record.value = None;
+            }
+            let delivery = producer.send(record.clone()).await.unwrap();
+            sent.push((record, delivery));
+        }
+        producer.flush().await;
+        let mut wanted = BTreeMap::new();
+        for (record, delivery) in sent {
+            let stored = delivery.await.unwrap();
+            if let Some(key) = &record.key {
+                assert_eq!(stored.partition, partition_of_key(key, 3));
+            }
+            assert_eq!(wanted.insert((stored.partition, stored.offset.unwrap()), record), None, "{stored:?}");
+        }
+        let read = read_all(&cluster, &name).await;
+        assert_eq!(read.values().map(Vec::len).sum::<usize>(), COUNT);
+        for (partition, records) in read {
+            assert!(records.is_sorted_by(|a, b| a.offset < b.offset));
+            let mut numbers = Vec::new();
+            for record in records {
+                let sent = wanted.remove(&(partition, record.offset)).expect("a record that was acknowledged");
+                assert_eq!((&record.key, &record.value, &record.headers), (&sent.key, &sent.value, &sent.headers));
+                assert_eq!(Some(record.timestamp), sent.timestamp);
+                numbers.push(record.timestamp);
+            }
+            assert!(numbers.is_sorted(), "{compression}: partition {partition} is not in the order of sending");
+        }
+        assert!(wanted.is_empty());
+        producer.close().await;
+    }
+}
+
+/// Sends numbered records to every partition in turn, as fast as they are taken, until told to stop. Returns what was acknowledged, as
+/// (partition, offset, number), and the numbers that were not.
+async fn send_until(
+    producer: Producer,
+    name: TopicName,
+    partitions: u32,
+    stop: tokio::sync::watch::Receiver<bool>,
+    acknowledged: tokio::sync::watch::Sender<u64>,
+) -> (Vec<(PartitionId, Offset, u64)>, Vec<(u64, ProduceError)>) {
+    let (sender, mut deliveries) = tokio::sync::mpsc::channel::<(u64, Delivery)>(10_000);
+    let hearing = tokio::spawn(async move {
+        let (mut stored, mut lost) = (Vec::new(), Vec::new());
+        while let Some((number, delivery)) = deliveries.recv().await {
+            match delivery.await {
+                Ok(metadata) => stored.push((metadata.partition, metadata.offset.unwrap(), number)),
+                Err(error) => lost.push((number, error)),
+            }
+            acknowledged.send_replace(stored.len() as u64);
+        }
+        (stored, lost)
+    });
+    let mut number = 0;
+    while !*stop.borrow() {
+        let partition = (number % u64::from(partitions)) as u32;
+        let record = ProducerRecord::new(name.clone(), number.to_string()).partition(partition);
+        let delivery = producer.send(record).await.unwrap();
+        sender.send((number, delivery)).await.unwrap();
+        number += 1;
+    }
+    producer.close().await;
+    drop(sender);
+    hearing.await.unwrap()
+}
+
+/// Every record is there once and in order, and each acknowledged one at its offset.
+fn check(read: &BTreeMap<PartitionId, Vec<ConsumerRecord>>, stored: &[(PartitionId, Offset, u64)]) {
+    let mut numbers = BTreeSet::new();
+    for (partition, records) in read {
+        let number = |record: &ConsumerRecord| -> u64 {
+            std::str::from_utf8(record.value.as_ref().unwrap()).unwrap().parse().unwrap()
+        };
+        let of: Vec<u64> = records.iter().map(number).collect();
+        assert!(of.is_sorted_by(|a, b| a < b), "partition {partition} is out of order, or holds a record twice");
+        numbers.extend(of);
+    }
+    assert_eq!(numbers.len(), stored.len(), "every record was acknowledged, and none is there that was not sent");
+    for (partition, offset, number) in stored {
+        let records = &read[partition];
+        let at = records.binary_search_by_key(offset, |record| record.offset).expect("an acknowledged offset");
+        assert_eq!(records[at].value.as_deref(), Some(number.to_string().as_bytes()));
+    }
+}
+
+async fn until_more(acknowledged: &mut tokio::sync::watch::Receiver<u64>, more: u64) {
+    let wanted = *acknowledged.borrow() + more;
+    let waiting = acknowledged.wait_for(|count| *count >= wanted);
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("records are acknowledged again").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_was_acknowledged_while_leaders_were_killed_is_read_back_once_and_in_order() {
+    const PARTITIONS: u32 = 3;
+    let mut cluster = Cluster::start(1, 3);
+    cluster.await_healthy();
+    let name = topic("failover");
+    cluster
+        .run(&format!(
+            "topic create {name} --partitions {PARTITIONS} --replication-factor 3 --config min.insync.replicas=2"
+        ))
+        .unwrap();
+    let config = ProducerConfig { batch_size: 2 << 10, ..ProducerConfig::default() };
+    let producer = producer(&cluster, config).await;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let (count, mut acknowledged) = tokio::sync::watch::channel(0);
+
+    // Somebody reads along, and goes on through all of it.
+    let mut follower = consumer(&cluster, ConsumerConfig::default()).await;
+    follower.assign_from(
+        (0..PARTITIONS).map(|partition| (TopicPartition { topic: name.clone(), partition }, SeekTo::Beginning)),
+    );
+    let (until, mut ends) = tokio::sync::mpsc::channel::<BTreeMap<PartitionId, Offset>>(1);
+    let following = tokio::spawn(async move {
+        let mut seen = Vec::new();
+        loop {
+            tokio::select! {
+                Some(ends) = ends.recv() => {
+                    for (partition, end) in ends {
+                        let topic = topic("failover");
+                        follower.stop_at(&TopicPartition { topic, partition }, end).unwrap();
+                    }
+                }
+                record = follower.recv() => match record {
+                    Some(record) => {
+                        let record = record.unwrap();
+                        seen.push((record.partition, record.offset));
+                    }
+                    None => return seen,
+                }
+            }
+        }
+    });
+
+    let sending = tokio::spawn(send_until(producer, name.clone(), PARTITIONS, stopped, count));
+    for node in 0..3 {
+        until_more(&mut acknowledged, 3_000).await;
+        cluster.storage[node].kill();
+        until_more(&mut acknowledged, 3_000).await;
+        cluster.storage[node] = cluster.node(node as u32);
+        tokio::task::block_in_place(|| cluster.await_healthy());
+    }
+    stop.send(true).unwrap();
+    let (stored, lost) = sending.await.unwrap();
+    assert!(lost.is_empty(), "{lost:?}");
+    let read = read_all(&cluster, &name).await;
+
+    check(&read, &stored);
+    let ends = read.iter().map(|(partition, records)| (*partition, Offset(records.last().unwrap().offset.0 + 1)));
+    until.send(ends.collect()).await.unwrap();
+    let seen = following.await.unwrap();
+    for partition in 0..PARTITIONS {
+        let of = |wanted: &[(PartitionId, Offset)]| -> Vec<Offset> {
+            wanted.iter().filter(|(of, _)| *of == partition).map(|(_, offset)| *offset).collect()
+        };
+        let there: Vec<_> = read[&partition].iter().map(|record| (partition, record.offset)).collect();
+        assert_eq!(of(&seen), of(&there), "who read along saw each record once, in order");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_was_acknowledged_while_nats_was_restarted_is_read_back_once_and_in_order() {
+    let mut cluster = Cluster::start(1, 2);
+    cluster.await_healthy();
+    let name = topic("restart");
+    cluster.run("topic create restart --partitions 2 --replication-factor 2").unwrap();
+    let producer = producer(&cluster, ProducerConfig { batch_size: 2 << 10, ..ProducerConfig::default() }).await;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let (count, mut acknowledged) = tokio::sync::watch::channel(0);
+    let sending = tokio::spawn(send_until(producer, name.clone(), 2, stopped, count));
+    for _ in 0..2 {
+        until_more(&mut acknowledged, 2_000).await;
+        tokio::task::block_in_place(|| cluster.nats.restart());
+        until_more(&mut acknowledged, 2_000).await;
+    }
+    stop.send(true).unwrap();
+    let (stored, lost) = sending.await.unwrap();
+    assert!(lost.is_empty(), "{lost:?}");
+    check(&read_all(&cluster, &name).await, &stored);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_goes_wherever_it_is_told_and_says_where_it_cannot() {
+    let cluster = Cluster::start(1, 1);
+    cluster.await_healthy();
+    let name = topic("seek");
+    cluster.run("topic create seek").unwrap();
+    let producer = producer(&cluster, ProducerConfig::default()).await;
+    for number in 0..100 {
+        let record = ProducerRecord::new(name.clone(), number.to_string()).timestamp(1_000 + 10 * number);
+        let _ = producer.send(record).await.unwrap();
+    }
+    producer.close().await;
+    let partition = TopicPartition { topic: name.clone(), partition: 0 };
+    let config = ConsumerConfig { auto_offset_reset: AutoOffsetReset::Error, ..ConsumerConfig::default() };
+    let mut consumer = consumer(&cluster, config).await;
+    consumer.assign_from([(partition.clone(), SeekTo::Beginning)]);
+    for (to, offset) in [
+        (SeekTo::Beginning, 0),
+        (SeekTo::Offset(Offset(42)), 42),
+        (SeekTo::Timestamp(1_505), 51),
+        (SeekTo::Offset(Offset(99)), 99),
+    ] {
+        consumer.seek(&partition, to).unwrap();
+        let record = consumer.recv().await.unwrap().unwrap();
+        assert_eq!(
+            (record.offset, consumer.position(&partition)),
+            (Offset(offset), Some(Offset(offset + 1))),
+            "{to:?}"
+        );
+    }
+    let leaders = Leaders::new(cluster.nats.connect().await, Services::default());
+    leaders.delete_records(&name, 0, Offset(50)).await.unwrap();
+    consumer.seek(&partition, SeekTo::Offset(Offset(42))).unwrap();
+    let error = consumer.recv().await.unwrap().unwrap_err();
+    let wanted = ConsumeError::OutOfRange {
+        partition: partition.clone(),
+        offset: Offset(42),
+        log_start: Offset(50),
+        end: Offset(100),
+    };
+    assert_eq!(error, wanted);
+    consumer.seek(&partition, SeekTo::Beginning).unwrap();
+    assert_eq!(consumer.recv().await.unwrap().unwrap().offset, Offset(50));
+    assert_eq!(
+        consumer.seek(&TopicPartition { topic: name, partition: 1 }, SeekTo::End),
+        Err(ConsumeError::NotAssigned(TopicPartition { topic: topic("seek"), partition: 1 }))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_sent_says_why_and_memory_stays_bounded() {
+    let cluster = Cluster::start(1, 1);
+    cluster.await_healthy();
+    cluster.run("topic create bounded --partitions 2").unwrap();
+    let name = topic("bounded");
+    let config = ProducerConfig {
+        batch_size: 16 << 10,
+        max_request_size: 64 << 10,
+        buffer_memory: 64 << 10,
+        max_block: Duration::from_millis(300),
+        delivery_timeout: Duration::from_secs(2),
+        ..ProducerConfig::default()
+    };
+    let producer = producer(&cluster, config).await;
+    let large = ProducerRecord::new(name.clone(), vec![0; 70_000]);
+    assert!(matches!(producer.send(large).await, Err(ProduceError::TooLarge { .. })));
+    let nowhere = ProducerRecord::new(name.clone(), "x").partition(2);
+    assert!(matches!(producer.send(nowhere).await, Err(ProduceError::NoPartition { count: 2, .. })));
+    let unknown = producer.send(ProducerRecord::new(topic("unknown"), "x")).await;
+    assert!(matches!(unknown, Err(ProduceError::Topic { .. })), "{unknown:?}");
+
+    // Nobody answers: what was sent fills the buffer, and each record learns in time what became of it.
+    cluster.storage[0].pause();
+    let mut sent = Vec::new();
+    let full = loop {
+        match producer.send(ProducerRecord::new(name.clone(), vec![1; 1_000])).await {
+            Ok(delivery) => sent.push(delivery),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(full, ProduceError::BufferFull { limit: 65_536, .. }), "{full}");
+    assert!((40..=65).contains(&sent.len()), "{}", sent.len());
+    for delivery in sent {
+        let error = delivery.await.unwrap_err();
+        assert!(matches!(error, ProduceError::Unknown { .. } | ProduceError::NotInTime { .. }), "{error}");
+    }
+    cluster.storage[0].resume();
+    // The same partition takes records again, under another producer id.
+    let config = ProducerConfig { delivery_timeout: Duration::from_secs(60), ..ProducerConfig::default() };
+    let patient = self::producer(&cluster, config).await;
+    assert!(patient.send(ProducerRecord::new(name.clone(), "x")).await.unwrap().await.is_ok());
+    let mut again = None;
+    for _ in 0..20 {
+        again = Some(producer.send(ProducerRecord::new(name.clone(), "x")).await.unwrap().await);
+        if again.as_ref().is_some_and(Result::is_ok) {
+            break;
+        }
+    }
+    assert!(again.unwrap().is_ok());
+    producer.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_goes_on_where_it_has_committed() {
+    let cluster = Cluster::start(1, 3);
+    cluster.await_healthy();
+    let name = topic("work");
+    cluster.run("topic create work --partitions 2").unwrap();
+    let producer = producer(&cluster, ProducerConfig::default()).await;
+    for number in 0..100 {
+        let _ =
+            producer.send(ProducerRecord::new(name.clone(), number.to_string()).partition(number % 2)).await.unwrap();
+    }
+    producer.close().await;
+    let config = || ConsumerConfig {
+        group: Some("workers".into()),
+        auto_offset_reset: AutoOffsetReset::Earliest,
+        ..ConsumerConfig::default()
+    };
+    let mut seen = BTreeSet::new();
+    for _ in 0..4 {
+        let mut consumer = consumer(&cluster, config()).await;
+        let partitions = consumer.partitions(&name).await.unwrap();
+        consumer.assign(partitions).await.unwrap();
+        for _ in 0..25 {
+            let record = consumer.recv().await.unwrap().unwrap();
+            assert!(seen.insert((record.partition, record.offset)), "{record:?} was read before");
+        }
+        consumer.commit().await.unwrap();
+    }
+    assert_eq!(seen.len(), 100);
+    let consumer = consumer(&cluster, config()).await;
+    let committed = consumer.committed().await.unwrap();
+    let ends: Vec<_> = committed.iter().map(|(partition, offset)| (partition.partition, offset.0)).collect();
+    assert_eq!(ends, [(0, 50), (1, 50)]);
+}
