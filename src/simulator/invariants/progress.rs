@@ -57,7 +57,10 @@ impl World {
             Stage::Healing => match self.is_whole() {
                 Ok(()) if self.is_on_record() => self.begin_silence(),
                 Ok(()) => self.agree_on_a_lost_history(),
-                Err(words) if now > healed_at + BOUND => self.checker.break_rule(16, || words),
+                Err(words) if now > healed_at + BOUND => {
+                    self.tell_of_partitions();
+                    self.checker.break_rule(16, || words);
+                }
                 Err(_) => {}
             },
             Stage::Silent { proc, storage, since, failover } => {
@@ -72,7 +75,10 @@ impl World {
                     self.check_requests_at_the_end();
                     self.checker.progress.stage = Stage::Done;
                 }
-                Err(words) if now > since + BOUND => self.checker.break_rule(16, || format!("again: {words}")),
+                Err(words) if now > since + BOUND => {
+                    self.tell_of_partitions();
+                    self.checker.break_rule(16, || format!("again: {words}"));
+                }
                 Err(_) => {}
             },
             Stage::Done => {}
@@ -159,6 +165,21 @@ impl World {
         }
     }
 
+    /// How the partitions stand that are not whole, for who reads the run.
+    fn tell_of_partitions(&mut self) {
+        let Some(image) = self.checker.image().cloned() else { return };
+        for (id, topic) in &image.topics {
+            for (number, partition) in (0..).zip(topic.partitions.iter()) {
+                let is_whole = partition.isr().count() == partition.replicas.len();
+                for proc in (CONTROLLERS..=COPY).filter(|_| !is_whole) {
+                    let Some(node) = &self.nodes[proc - CONTROLLERS] else { continue };
+                    let words = node.replicas.engine.story((*id, number));
+                    self.note(|| format!("{}: partition {number} of {}: {words}", name(proc), topic.name));
+                }
+            }
+        }
+    }
+
     fn is_active(&self, proc: Proc) -> bool {
         self.controllers[proc].as_ref().is_some_and(|c| c.core.acting_epoch().is_some())
     }
@@ -184,7 +205,8 @@ impl World {
             self.is_node_whole(proc, image).map_err(|words| format!("{} {words}", name(proc)))?;
         }
         are_partitions_whole(image)?;
-        if !self.clients.is_idle() {
+        self.are_replicas_whole(image)?;
+        if !self.clients.is_idle() || !self.producers.is_idle() {
             return Err("a client still waits".into());
         }
         Ok(())

@@ -53,6 +53,11 @@ impl Session {
         Some(self.waiting?.until)
     }
 
+    #[cfg(test)]
+    pub(super) fn concerns(&self, place: Place) -> bool {
+        self.positions.contains_key(&place)
+    }
+
     /// The leadership of a partition began or ended: what was said of it no longer holds.
     pub(super) fn role_changed(&mut self, place: Place) {
         if self.positions.contains_key(&place) {
@@ -249,7 +254,9 @@ impl<L: Log> Replicas<L> {
                 // The first partition gets its batch whatever its size, the others only what is left.
                 let records = self.records(node, place, left, batches.is_empty());
                 match records {
-                    Ok(records) => {
+                    // The answer is full: the next one begins here.
+                    Ok(None) => break,
+                    Ok(Some(records)) => {
                         *bytes = records.len() as u32;
                         left = left.saturating_sub(records.len());
                         batches.push(records);
@@ -268,14 +275,21 @@ impl<L: Log> Replicas<L> {
         (partitions, batches)
     }
 
-    fn records(&self, node: StorageId, place: Place, max_bytes: usize, first: bool) -> Result<Bytes, L::Error> {
+    /// What the follower lacks. None: there is something, and it does not fit.
+    fn records(
+        &self,
+        node: StorageId,
+        place: Place,
+        max_bytes: usize,
+        first: bool,
+    ) -> Result<Option<Bytes>, L::Error> {
         let position = self.sessions.get(&node).and_then(|session| session.positions.get(&place));
-        let (Some(position), Some(replica)) = (position, self.held.get(&place)) else { return Ok(Bytes::new()) };
+        let (Some(position), Some(replica)) = (position, self.held.get(&place)) else { return Ok(Some(Bytes::new())) };
         if position.offset >= replica.log.end() {
-            return Ok(Bytes::new());
+            return Ok(Some(Bytes::new()));
         }
         let records = replica.log.read(position.offset, max_bytes)?;
-        if records.len() > max_bytes && !first { Ok(Bytes::new()) } else { Ok(records) }
+        Ok((records.len() <= max_bytes || first).then_some(records))
     }
 
     fn answer_poll(

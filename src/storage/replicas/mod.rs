@@ -189,6 +189,22 @@ impl<L: Log> Replicas<L> {
         Some(&self.held.get(&place)?.log)
     }
 
+    /// All that it knows of a replica, for who looks for a fault.
+    #[cfg(test)]
+    pub(crate) fn story(&self, place: Place) -> String
+    where
+        L: std::fmt::Debug,
+    {
+        let links: Vec<_> = self.links.iter().filter(|(_, link)| link.concerns(place)).collect();
+        let sessions: Vec<_> = self.sessions.iter().filter(|(_, session)| session.concerns(place)).collect();
+        let waits = (self.asks.contains(&place), self.behind.contains(&place), self.unflushed.contains(&place));
+        let held = self
+            .held
+            .get(&place)
+            .map(|held| (held.log.start(), held.log.end(), held.flushed, &held.assignment, &held.role));
+        format!("{held:?} {links:?} {sessions:?} {waits:?}")
+    }
+
     fn call(&mut self) -> Call {
         self.next_call += 1;
         Call(self.next_call)

@@ -1,5 +1,7 @@
 //! Three nodes' engines, joined by a network and disks that the test drives.
 
+mod interleavings;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
