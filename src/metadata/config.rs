@@ -79,7 +79,12 @@ pub const KEYS: &[Key] = &[
     ),
     key("retention.bytes", Kind::Integer(-1, i64::MAX), "-1", "how much of a partition is kept; -1 is all"),
     key("retention.ms", Kind::Integer(-1, i64::MAX), "604800000", "how long records are kept; -1 is for ever"),
-    key("segment.bytes", Kind::Integer(1 << 20, i32::MAX as i64), "1073741824", "when a segment is closed, by size"),
+    key(
+        "segment.bytes",
+        Kind::Integer(1 << 20, i32::MAX as i64),
+        "1073741824",
+        "when a segment is closed, by size; at most 64 MiB count where keys are compacted",
+    ),
     key("segment.ms", Kind::Integer(1, i64::MAX), "604800000", "when a segment is closed, by age"),
     key(
         UNCLEAN_ELECTION,

@@ -31,6 +31,9 @@ pub struct LogConfig {
     pub producer_expiration_ms: i64,
 }
 
+/// A compaction goes segment by segment while clients wait, so those of a compacted log are no larger.
+const COMPACTED_SEGMENT_BYTES: u64 = 64 << 20;
+
 impl Default for LogConfig {
     fn default() -> Self {
         Self {
@@ -82,6 +85,9 @@ impl LogConfig {
         if let Some(policy) = keys.get("cleanup.policy") {
             config.delete = policy.split(',').any(|word| word.trim() == "delete");
             config.compact = policy.split(',').any(|word| word.trim() == "compact");
+        }
+        if config.compact {
+            config.segment_bytes = config.segment_bytes.min(COMPACTED_SEGMENT_BYTES);
         }
         if keys.get("message.timestamp.type").is_some_and(|kind| kind == "LogAppendTime") {
             config.timestamp_type = TimestampType::LogAppendTime;
