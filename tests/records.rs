@@ -53,7 +53,9 @@ async fn records_come_back_as_they_were_sent_in_every_codec_and_keys_keep_to_the
     cluster.await_healthy();
     for compression in Compression::ALL {
         let name = topic(&format!("codec.{compression}"));
-        cluster.run(&format!("topic create {name} --partitions 3 --replication-factor 3")).unwrap();
+        // The records' timestamps are of years ago.
+        let flags = "--partitions 3 --replication-factor 3 --config retention.ms=-1";
+        cluster.run(&format!("topic create {name} {flags}")).unwrap();
         // Small batches, so that there are many.
         let config = ProducerConfig { compression, batch_size: 4 << 10, ..ProducerConfig::default() };
         let producer = producer(&cluster, config).await;
@@ -253,7 +255,7 @@ async fn a_consumer_goes_wherever_it_is_told_and_says_where_it_cannot() {
     let cluster = Cluster::start(1, 1);
     cluster.await_healthy();
     let name = topic("seek");
-    cluster.run("topic create seek").unwrap();
+    cluster.run("topic create seek --config retention.ms=-1").unwrap();
     let producer = producer(&cluster, ProducerConfig::default()).await;
     for number in 0..100 {
         let record = ProducerRecord::new(name.clone(), number.to_string()).timestamp(1_000 + 10 * number);
