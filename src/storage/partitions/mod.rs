@@ -32,9 +32,10 @@ use super::subjects::Subjects;
 use crate::log::{LogConfig, LogDirectoryError, LogError, TopicPartition};
 use crate::process::Clock;
 use crate::types::{Monotonic, StorageId};
+use crate::wire::replica::ReplicaFetch;
 pub(super) use answer::error_answer;
 use coordinator::Loaded;
-pub(super) use faults::Vitals;
+pub(super) use faults::{Vitals, Whose};
 use fetches::Fetch;
 pub(super) use groups::check_group;
 use request::Request;
@@ -69,7 +70,7 @@ pub(in crate::storage) enum Command {
     InSyncAnswers(Vec<InSyncOutcome>),
     /// A follower's poll.
     Poll {
-        payload: Bytes,
+        poll: ReplicaFetch,
         reply: Subject,
     },
     PollAnswer {

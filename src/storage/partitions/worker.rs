@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 use super::answer::Reply;
 use super::coordinator::Coordinator;
 use super::data::Pending;
-use super::faults::Faults;
+use super::faults::{Faults, Whose};
 use super::fetches::Fetches;
 use super::flush::{Flusher, Synced};
 use super::log::{Failure, PartitionLog, millis};
@@ -76,7 +76,7 @@ pub(super) fn start(
         held: BTreeMap::new(),
         peers: BTreeMap::new(),
         me: None,
-        faults: Faults::new(vitals),
+        faults: Faults::new(vitals.clone()),
         flusher,
         fetches: Fetches::default(),
         coordinators: BTreeMap::new(),
@@ -87,7 +87,7 @@ pub(super) fn start(
         listening: BTreeMap::new(),
         deaf: BTreeSet::new(),
         followers: None,
-        hub: Hub::new(client, subjects, commands, runtime, clock, lease.clone()),
+        hub: Hub::new(client, subjects, commands, runtime, clock, lease.clone(), vitals),
         events,
         clock,
         lease,
@@ -204,10 +204,16 @@ impl Worker {
             Command::InSyncAnswers(outcomes) => {
                 outcomes.into_iter().for_each(|outcome| self.give(now, Input::InSyncAnswer(outcome)));
             }
-            Command::Poll { payload, reply } => {
-                let token = self.token();
+            Command::Poll { poll, reply } => {
+                let (token, from) = (self.token(), poll.storage);
                 self.polls.insert(token, reply);
-                self.give(now, Input::Poll { payload, token });
+                self.give(now, Input::Poll { poll, token });
+                match self.engine.take_refused() {
+                    0 => {}
+                    count => self.hub.refuse(Whose::Followers, count, || {
+                        format!("a poll in the name of storage node {from} is of another cluster or incarnation")
+                    }),
+                }
             }
             Command::PollAnswer { call, result } => self.give(now, Input::PollAnswer { call, result }),
             Command::Data { place, request, reply, .. } => self.request(now, place, request, reply).await,
