@@ -28,7 +28,7 @@ fn code_of(answer: &async_nats::Message) -> Option<String> {
 }
 
 fn stands(stranger: &Stranger, topic: &str) -> Value {
-    stranger.ask(&format!("dmq.data.offsets.0.{topic}"), "")
+    json_of(&stranger.demand(&format!("dmq.data.offsets.0.{topic}"), &[], ""))
 }
 
 /// Until the node has told so many refused messages: one that is answered is counted before.
@@ -396,7 +396,9 @@ fn groups_offsets_are_written_by_commits_alone_and_only_by_such_as_make_sense() 
     });
     let version = stranger.version();
     let held = |stranger: &Stranger| -> Vec<Value> {
-        (0..16).map(|at| stranger.ask(&format!("dmq.data.offsets.{at}.__consumer_offsets"), "")).collect()
+        (0..16)
+            .map(|at| json_of(&stranger.demand(&format!("dmq.data.offsets.{at}.__consumer_offsets"), &[], "")))
+            .collect()
     };
     let before = held(&stranger);
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::client::RequestErrorKind;
 use futures::StreamExt;
 use serde_json::{Value, json};
 
@@ -35,14 +36,23 @@ impl Stranger {
         answer.map(|answer| answer.payload.to_vec()).map_err(|error| format!("no answer on {subject}: {error}"))
     }
 
-    /// The answer to a request with headers. That there is none fails the test.
+    /// The answer to a request with headers, as soon as somebody listens. That there is none fails the test.
     pub fn demand(&self, subject: &str, headers: &[(&str, &str)], payload: impl Into<Vec<u8>>) -> async_nats::Message {
         let payload: Vec<u8> = payload.into();
         let mut map = async_nats::HeaderMap::new();
         headers.iter().for_each(|(name, value)| map.insert(*name, *value));
-        let request = async_nats::Request::new().payload(payload.into()).headers(map).timeout(Some(DEADLINE));
-        let answer = self.runtime.block_on(self.client.send_request(subject.to_owned(), request));
-        answer.unwrap_or_else(|error| panic!("no answer on {subject}: {error}"))
+        let payload = bytes::Bytes::from(payload);
+        let began = std::time::Instant::now();
+        loop {
+            let request =
+                async_nats::Request::new().payload(payload.clone()).headers(map.clone()).timeout(Some(DEADLINE));
+            match self.runtime.block_on(self.client.send_request(subject.to_owned(), request)) {
+                Ok(answer) => return answer,
+                // Each try is a round trip.
+                Err(error) if error.kind() == RequestErrorKind::NoResponders && began.elapsed() < DEADLINE => {}
+                Err(error) => panic!("no answer on {subject}: {error}"),
+            }
+        }
     }
 
     /// As [`Self::tell`], for whoever would answer on that subject.
