@@ -9,7 +9,7 @@ DMQ := target/debug/dmq
 CONTROLLERS ?= 3
 STORAGE ?= 3
 DATA ?= .dev
-BENCH ?= metadata failover heartbeats scale idle
+BENCH ?= metadata failover heartbeats scale idle produce replicate consume
 
 .PHONY: help
 help: ## Say what there is
@@ -39,17 +39,21 @@ bench: build ## Measure all figures of docs/benchmarks.md, one after the other (
 		(set -x; target/release/dmq bench $$bench --nats-server "$$server" $(ARGS)) || missed="$$missed $$bench"; \
 	done; [ -z "$$missed" ] || { echo "a target was missed, or the run failed, in:$$missed"; exit 1; }
 
+.PHONY: compare
+compare: ## Run dmq, JetStream and (with java and mvn) Apache Kafka one after another, and print the table of docs/benchmarks.md
+	python3 tools/compare.py $(ARGS)
+
 .PHONY: verify
 verify: ## Check formatting, lints and documentation; write nothing
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
 
-FUZZ := batch_header records index checkpoints producer_snapshot
+FUZZ := batch_header records index checkpoints producer_snapshot open_log append messages metadata metadata_store
 SECONDS_EACH ?= 60
 
 .PHONY: fuzz
-fuzz: ## Feed every decoder of a log's files at random (SECONDS_EACH=60); needs a C++ compiler
+fuzz: ## Feed everything that reads files or messages from outside at random (SECONDS_EACH=60); needs a C++ compiler
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
 	for target in $(FUZZ); do cargo fuzz run --sanitizer none $$target -- -max_total_time=$(SECONDS_EACH) || exit 1; done
 

@@ -11,7 +11,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use dmq::disk::RealDisk;
 use dmq::log::batch::{BatchBuilder, Compression};
-use dmq::log::{DEFAULT_OPEN_FILES, Log, LogConfig, LogDirectory, TopicPartition};
+use dmq::log::{DEFAULT_OPEN_FILES, Log, LogConfig, LogDirectory, TopicPartition, WantedLog};
 use dmq::types::{LeaderEpoch, Offset, TopicId, TopicName};
 
 const NOW: i64 = 1_800_000_000_000;
@@ -114,9 +114,9 @@ fn throughput(dir: &Path, topic: TopicId, batches: usize, commits: usize) {
 fn idle(dir: &Path, topic: TopicId, partitions: u32) {
     let open_all = |began: Instant| {
         let node = LogDirectory::open(dir.join("idle"), Arc::new(RealDisk), DEFAULT_OPEN_FILES).expect("open");
-        let open =
-            |partition| node.open_log(id("idle", partition), topic, LogConfig::default(), NOW).expect("open a log");
-        let logs: Vec<Log> = (0..partitions).map(open).collect();
+        let wanted = |partition| WantedLog { id: id("idle", partition), topic, config: LogConfig::default() };
+        let opened = node.open_logs((0..partitions).map(wanted).collect(), NOW);
+        let logs: Vec<Log> = opened.into_iter().map(|log| log.expect("open a log")).collect();
         println!("{partitions:>6} partitions opened in {:.2} s", began.elapsed().as_secs_f64());
         (node, logs)
     };
@@ -130,7 +130,8 @@ fn idle(dir: &Path, topic: TopicId, partitions: u32) {
     let (node, mut logs) = open_all(Instant::now());
     println!("{:.1} MB resident, {} files open", resident_bytes() as f64 / 1e6, node.files().open_count());
     let began = Instant::now();
-    logs.iter_mut().for_each(|log| log.checkpoint().expect("checkpoint"));
+    let checkpointed = node.checkpoint_all(&mut logs.iter_mut().collect::<Vec<_>>());
+    checkpointed.into_iter().for_each(|result| result.expect("checkpoint"));
     println!("{partitions:>6} checkpoints in {:.2} s", began.elapsed().as_secs_f64());
     drop((node, logs));
     println!("after a checkpoint:");

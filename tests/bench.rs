@@ -40,6 +40,23 @@ fn a_figure_stands_beside_its_floor_and_its_target_and_nothing_stays_behind() {
 }
 
 #[test]
+fn records_are_measured_beside_processes_that_only_append_or_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let flags = ["--records", "2000", "--rounds", "1"];
+    for bench in [&["produce", "--single", "5"][..], &["replicate", "--single", "5"], &["consume"]] {
+        let output = self::bench(folder.path(), &[bench, &flags].concat()).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{bench:?}: {stderr}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let figures = report["figures"].as_array().unwrap();
+        let with_floor = figures.iter().filter(|figure| figure["floor"].as_f64().is_some_and(|floor| floor > 0.0));
+        assert!(with_floor.count() >= 2, "{report}");
+        assert!(figures[0]["value"].as_f64().unwrap() > 0.0, "{report}");
+        assert!(is_empty(folder.path()));
+    }
+}
+
+#[test]
 fn an_interrupted_bench_ends_what_it_started() {
     let folder = tempfile::tempdir().unwrap();
     let mut child = bench(folder.path(), &["idle", "--seconds", "600"]).stderr(Stdio::null()).spawn().unwrap();

@@ -12,6 +12,47 @@ fn leaders(topic: &Value) -> Vec<Option<u64>> {
     topic["partitions"].as_array().unwrap().iter().map(|partition| partition["leader"].as_u64()).collect()
 }
 
+/// Whether a health check is passed, and its words.
+fn health(cluster: &Cluster, args: &str) -> (bool, String) {
+    let output = cluster.command().arg("health").args(args.split(' ')).args(["--timeout", "3s"]).output().unwrap();
+    let words = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    assert!(!words.is_empty(), "{output:?}");
+    (output.status.success(), words)
+}
+
+#[test]
+fn a_health_check_passes_where_the_process_of_a_directory_does_its_work_and_says_what_is_wrong_where_not() {
+    let mut cluster = Cluster::start(2, 1);
+    cluster.await_healthy();
+    for id in 0..2 {
+        let (is_well, words) = health(&cluster, &format!("--data controller-{id}"));
+        assert!(is_well && words.starts_with(&format!("controller {id} is ")), "{words}");
+    }
+    let (is_well, words) = health(&cluster, "--data storage-0");
+    assert!(is_well && words.starts_with("storage node 0 is active, heard "), "{words}");
+    // A root of several directories, of which this host uses one.
+    std::fs::create_dir(cluster.folder.path().join("root")).unwrap();
+    let (is_well, words) = health(&cluster, "--data-root root");
+    assert_eq!((is_well, &*words), (false, "no process of this host has taken a directory here"));
+    std::os::unix::fs::symlink("../storage-0", cluster.folder.path().join("root/0")).unwrap();
+    let (is_well, words) = health(&cluster, "--data-root root");
+    assert!(is_well, "{words}");
+    let (is_well, words) = health(&cluster, "--data elsewhere");
+    assert!(!is_well && words.contains("no directory of a controller or storage node yet"), "{words}");
+
+    cluster.storage[0].kill();
+    let words = cluster.await_that("the node is fenced", || match health(&cluster, "--data storage-0") {
+        (false, words) => Ok(words),
+        (true, words) => Err(words),
+    });
+    assert!(words.starts_with("storage node 0 is fenced, heard "), "{words}");
+    cluster.controllers[1].kill();
+    let (is_well, words) = health(&cluster, "--data controller-1");
+    assert!(!is_well && words.contains("controller 1 is not heard on NATS"), "{words}");
+    cluster.controllers[0].pause();
+    assert!(!health(&cluster, "--data controller-0").0, "it is frozen");
+}
+
 #[test]
 fn a_crashed_leader_is_replaced_and_comes_back_into_every_in_sync_set() {
     let mut cluster = Cluster::start(1, 3);

@@ -133,6 +133,25 @@ async fn send_until(
     hearing.await.unwrap()
 }
 
+/// Every record is there once and in order, and each acknowledged one at its offset.
+fn check(read: &BTreeMap<PartitionId, Vec<ConsumerRecord>>, stored: &[(PartitionId, Offset, u64)]) {
+    let mut numbers = BTreeSet::new();
+    for (partition, records) in read {
+        let number = |record: &ConsumerRecord| -> u64 {
+            std::str::from_utf8(record.value.as_ref().unwrap()).unwrap().parse().unwrap()
+        };
+        let of: Vec<u64> = records.iter().map(number).collect();
+        assert!(of.is_sorted_by(|a, b| a < b), "partition {partition} is out of order, or holds a record twice");
+        numbers.extend(of);
+    }
+    assert_eq!(numbers.len(), stored.len(), "every record was acknowledged, and none is there that was not sent");
+    for (partition, offset, number) in stored {
+        let records = &read[partition];
+        let at = records.binary_search_by_key(offset, |record| record.offset).expect("an acknowledged offset");
+        assert_eq!(records[at].value.as_deref(), Some(number.to_string().as_bytes()));
+    }
+}
+
 async fn until_more(acknowledged: &mut tokio::sync::watch::Receiver<u64>, more: u64) {
     let wanted = *acknowledged.borrow() + more;
     let waiting = acknowledged.wait_for(|count| *count >= wanted);
@@ -195,21 +214,7 @@ async fn what_was_acknowledged_while_leaders_were_killed_is_read_back_once_and_i
     assert!(lost.is_empty(), "{lost:?}");
     let read = read_all(&cluster, &name).await;
 
-    let mut numbers = BTreeSet::new();
-    for (partition, records) in &read {
-        let of: Vec<u64> = records
-            .iter()
-            .map(|record| std::str::from_utf8(record.value.as_ref().unwrap()).unwrap().parse().unwrap())
-            .collect();
-        assert!(of.is_sorted_by(|a, b| a < b), "partition {partition} is out of order, or holds a record twice");
-        numbers.extend(of);
-    }
-    assert_eq!(numbers.len(), stored.len(), "every record was acknowledged, and none is there that was not sent");
-    for (partition, offset, number) in &stored {
-        let records = &read[partition];
-        let at = records.binary_search_by_key(offset, |record| record.offset).expect("an acknowledged offset");
-        assert_eq!(records[at].value.as_deref(), Some(number.to_string().as_bytes()));
-    }
+    check(&read, &stored);
     let ends = read.iter().map(|(partition, records)| (*partition, Offset(records.last().unwrap().offset.0 + 1)));
     until.send(ends.collect()).await.unwrap();
     let seen = following.await.unwrap();
@@ -222,6 +227,27 @@ async fn what_was_acknowledged_while_leaders_were_killed_is_read_back_once_and_i
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_was_acknowledged_while_nats_was_restarted_is_read_back_once_and_in_order() {
+    let mut cluster = Cluster::start(1, 2);
+    cluster.await_healthy();
+    let name = topic("restart");
+    cluster.run("topic create restart --partitions 2 --replication-factor 2").unwrap();
+    let producer = producer(&cluster, ProducerConfig { batch_size: 2 << 10, ..ProducerConfig::default() }).await;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let (count, mut acknowledged) = tokio::sync::watch::channel(0);
+    let sending = tokio::spawn(send_until(producer, name.clone(), 2, stopped, count));
+    for _ in 0..2 {
+        until_more(&mut acknowledged, 2_000).await;
+        tokio::task::block_in_place(|| cluster.nats.restart());
+        until_more(&mut acknowledged, 2_000).await;
+    }
+    stop.send(true).unwrap();
+    let (stored, lost) = sending.await.unwrap();
+    assert!(lost.is_empty(), "{lost:?}");
+    check(&read_all(&cluster, &name).await, &stored);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_goes_wherever_it_is_told_and_says_where_it_cannot() {
     let cluster = Cluster::start(1, 1);
@@ -231,7 +257,7 @@ async fn a_consumer_goes_wherever_it_is_told_and_says_where_it_cannot() {
     let producer = producer(&cluster, ProducerConfig::default()).await;
     for number in 0..100 {
         let record = ProducerRecord::new(name.clone(), number.to_string()).timestamp(1_000 + 10 * number);
-        let _ = producer.send(record).await.unwrap();
+        drop(producer.send(record).await.unwrap());
     }
     producer.close().await;
     let partition = TopicPartition { topic: name.clone(), partition: 0 };
@@ -332,8 +358,8 @@ async fn a_group_goes_on_where_it_has_committed() {
     cluster.run("topic create work --partitions 2").unwrap();
     let producer = producer(&cluster, ProducerConfig::default()).await;
     for number in 0..100 {
-        let _ =
-            producer.send(ProducerRecord::new(name.clone(), number.to_string()).partition(number % 2)).await.unwrap();
+        let record = ProducerRecord::new(name.clone(), number.to_string()).partition(number % 2);
+        drop(producer.send(record).await.unwrap());
     }
     producer.close().await;
     let config = || ConsumerConfig {

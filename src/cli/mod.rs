@@ -9,6 +9,7 @@ mod consume;
 mod controller;
 mod dev;
 mod global;
+mod health;
 mod hint;
 mod log;
 mod metadata;
@@ -68,6 +69,8 @@ enum Command {
     /// Say how the cluster is
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// Say whether the process of a data directory does its work, for a container's health check
+    Health(health::Args),
     /// Look at the metadata and its history, or bring them back
     #[command(subcommand)]
     Metadata(metadata::Command),
@@ -98,7 +101,12 @@ impl Command {
             Self::Produce(_) | Self::Consume(_) => true,
             Self::Dev(args) => args.lasts(),
             Self::Metadata(command) => command.lasts(),
-            Self::Topic(_) | Self::Node(_) | Self::Services(_) | Self::Cluster(_) | Self::Completions(_) => false,
+            Self::Topic(_)
+            | Self::Node(_)
+            | Self::Services(_)
+            | Self::Cluster(_)
+            | Self::Health(_)
+            | Self::Completions(_) => false,
         }
     }
 
@@ -113,6 +121,7 @@ impl Command {
             Self::Node(command) => command.run(global, out).await,
             Self::Services(command) => command.run(global, out),
             Self::Cluster(command) => command.run(global, out).await,
+            Self::Health(args) => health::run(global, args, out).await,
             Self::Metadata(command) => command.run(global, out).await,
             Self::Bench(args) => bench::run(args, out).await,
             Self::Log(command) => command.run(out),

@@ -116,11 +116,14 @@ pub async fn run(global: &GlobalArgs, args: Args, out: &mut Output) -> anyhow::R
     let began = Instant::now();
     let result = work.send_lines(input, began).await;
     work.done.seconds = began.elapsed().as_secs_f64();
-    let Work { done, producer, .. } = work;
     if let Err(error) = result {
-        say(&format!("{} records were stored", done.records));
+        // What stands before it may yet be stored; the error that is told is the first one.
+        work.producer.flush().await;
+        let _ = work.settle();
+        say(&format!("{} records were stored", work.done.records));
         return Err(error);
     }
+    let Work { done, producer, .. } = work;
     producer.close().await;
     // What was published without an acknowledgement may still be on its way out.
     session.client.flush().await.context("flush the connection to NATS")?;

@@ -18,8 +18,8 @@ use super::attempts::{self, Attempt, Pace, Repeat};
 use crate::bus::{BusError, raw};
 use crate::types::RequestId;
 use crate::wire::admin::{
-    Changed, ClusterStatus, MetadataRestore, NodeDescription, NodeList, NodeNamed, Nothing, RestorePlan, Terms,
-    TopicAlter, TopicCreate, TopicDescription, TopicList, TopicNamed,
+    Changed, ClusterStatus, MetadataRestore, NodeDescription, NodeList, NodeNamed, NodesFrom, Nothing, RestorePlan,
+    Terms, TopicAlter, TopicCreate, TopicDescribe, TopicDescription, TopicList, TopicNamed,
 };
 use crate::wire::{Code, ErrorBody, WireError};
 
@@ -122,11 +122,34 @@ impl Admin {
     }
 
     pub async fn describe_topic(&self, name: &str) -> Result<TopicDescription, AdminError> {
-        self.ask("topic", "describe", &TopicNamed { name: name.into(), terms: Terms::default() }).await
+        let mut request = TopicDescribe { name: name.into(), ..Default::default() };
+        let mut topic: TopicDescription = self.ask("topic", "describe", &request).await?;
+        // Each answer goes on behind the last, so this ends; the version is that of the first.
+        while let Some(next) = topic.next.take().filter(|next| *next > request.from) {
+            request.from = next;
+            let more: TopicDescription = self.ask("topic", "describe", &request).await?;
+            if more.topic_id != topic.topic_id {
+                // Deleted and made anew meanwhile.
+                request.from = 0;
+                topic = self.ask("topic", "describe", &request).await?;
+                continue;
+            }
+            topic.partitions.extend(more.partitions);
+            topic.next = more.next;
+        }
+        Ok(topic)
     }
 
     pub async fn list_nodes(&self) -> Result<NodeList, AdminError> {
-        self.ask("node", "list", &Nothing {}).await
+        let mut request = NodesFrom::default();
+        let mut list: NodeList = self.ask("node", "list", &request).await?;
+        while let Some(next) = list.next.take().filter(|next| request.from.is_none_or(|from| *next > from)) {
+            request.from = Some(next);
+            let more: NodeList = self.ask("node", "list", &request).await?;
+            list.nodes.extend(more.nodes);
+            list.next = more.next;
+        }
+        Ok(list)
     }
 
     pub async fn describe_node(&self, request: NodeNamed) -> Result<NodeDescription, AdminError> {
@@ -149,7 +172,15 @@ impl Admin {
     }
 
     pub async fn cluster_status(&self) -> Result<ClusterStatus, AdminError> {
-        self.ask("cluster", "status", &Nothing {}).await
+        let mut request = NodesFrom::default();
+        let mut status: ClusterStatus = self.ask("cluster", "status", &request).await?;
+        while let Some(next) = status.next.take().filter(|next| request.from.is_none_or(|from| *next > from)) {
+            request.from = Some(next);
+            let more: ClusterStatus = self.ask("cluster", "status", &request).await?;
+            status.storage_nodes.extend(more.storage_nodes);
+            status.next = more.next;
+        }
+        Ok(status)
     }
 
     /// The metadata as JSON.

@@ -83,6 +83,7 @@ impl DataError {
                     | Code::RequestTimedOut
                     | Code::KafkaStorageError
                     | Code::NotController
+                    | Code::CoordinatorLoadInProgress
                     | Code::Busy
             ),
             Self::NoLeader { .. } | Self::Disconnected | Self::NoAnswer { .. } => true,

@@ -206,6 +206,34 @@ impl DataDirectory {
     }
 }
 
+/// Whose directory that is, whether or not a process uses it. None where it has no identity yet.
+///
+/// # Errors
+/// Where the identity cannot be read, or is of another format.
+pub fn identity_of(path: &Path) -> Result<Option<Identity>, DirectoryError> {
+    let path = path.join(IDENTITY);
+    match fs::read(&path) {
+        Ok(bytes) => parse(&path, &bytes).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(DirectoryError::Io { action: "read", path, source }),
+    }
+}
+
+/// The folders of a root that a process of this host, or of this container, was the last to lock.
+///
+/// # Errors
+/// Where the root cannot be listed.
+pub fn held_by_this_host(root: &Path) -> Result<Vec<PathBuf>, DirectoryError> {
+    let of_host = |text: &str| {
+        text.trim().split_once(' ').and_then(|(_, rest)| rest.split_once(' ')).map_or("", |t| t.1).to_owned()
+    };
+    let here = of_host(&myself());
+    let folders = numbered(root)?.into_iter().map(|number| root.join(number.to_string()));
+    Ok(folders
+        .filter(|folder| fs::read_to_string(folder.join(LOCK)).is_ok_and(|text| of_host(&text) == here))
+        .collect())
+}
+
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DirectoryError {
     let path = path.to_owned();
     move |source| DirectoryError::Io { action, path, source }

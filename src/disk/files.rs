@@ -11,6 +11,10 @@ use std::path::{Path, PathBuf};
 pub trait Disk: Send + Sync {
     /// Makes the folder and its parents where they are missing, for this user alone, and makes the folder's name durable.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
+    /// The same, but the names are durable only once their folders, or the file system, are synced.
+    fn create_dir_unsynced(&self, dir: &Path) -> io::Result<()> {
+        self.create_dir(dir)
+    }
     /// Opens a file for writing that is empty, whether or not it existed.
     fn create(&self, path: &Path) -> io::Result<Box<dyn WriteFile>>;
     /// Opens an existing file for writing at its end.
@@ -67,16 +71,23 @@ pub trait ReadFile: Send + Sync {
 pub struct RealDisk;
 
 impl Disk for RealDisk {
+    fn create_dir_unsynced(&self, dir: &Path) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    }
+
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        self.create_dir_unsynced(dir)?;
         // Also where it existed: who made it may have been killed before this.
         self.sync_dir(parent_of(dir))
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
-        // Truncation by `set_len`, since std refuses `append` together with `truncate`.
+        // Truncation by `set_len`, since std refuses `append` together with `truncate`. Not where there is nothing to truncate:
+        // ext4 would write the file back as soon as it is closed.
         let file = OpenOptions::new().append(true).create(true).open(path)?;
-        file.set_len(0)?;
+        if file.metadata()?.len() > 0 {
+            file.set_len(0)?;
+        }
         Ok(Box::new(RealFile(file)))
     }
 

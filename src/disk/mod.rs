@@ -15,7 +15,7 @@ pub mod sim;
 mod snapshot;
 
 pub use codec::StoredChange;
-pub use directory::{DataDirectory, DirectoryError, Identity, Role};
+pub use directory::{DataDirectory, DirectoryError, Identity, Role, held_by_this_host, identity_of};
 pub use error::StoreError;
 pub use files::{Disk, FileSystem, ReadFile, RealDisk, WriteFile};
 pub(crate) use files::{TEMPORARY, publish, read_full, temporary_name};

@@ -41,6 +41,8 @@ struct State {
     steps: u64,
     crash_at: Option<u64>,
     capacity: Option<u64>,
+    /// So many syncs succeed before those fail.
+    syncs_to_pass: u32,
     syncs_to_fail: u32,
     dir_syncs_to_fail: u32,
     counts: Counts,
@@ -105,6 +107,7 @@ impl SimDisk {
             steps: 0,
             crash_at: None,
             capacity: None,
+            syncs_to_pass: 0,
             syncs_to_fail: 0,
             dir_syncs_to_fail: 0,
             counts: Counts::default(),
@@ -148,7 +151,13 @@ impl SimDisk {
 
     /// The next syncs of files fail, and leave open what they did.
     pub fn fail_syncs(&self, count: u32) {
-        self.lock().syncs_to_fail = count;
+        self.fail_syncs_after(0, count);
+    }
+
+    /// The same once so many more have succeeded.
+    pub fn fail_syncs_after(&self, good: u32, count: u32) {
+        let mut state = self.lock();
+        (state.syncs_to_pass, state.syncs_to_fail) = (good, count);
     }
 
     /// The next syncs of folders fail, and leave open what they did.
@@ -216,6 +225,7 @@ impl State {
         self.lifetime += 1;
         self.crashed = false;
         self.crash_at = None;
+        self.syncs_to_pass = 0;
         self.syncs_to_fail = 0;
         self.dir_syncs_to_fail = 0;
     }
@@ -227,6 +237,19 @@ impl State {
             return Err(io::Error::other("the simulated machine has stopped"));
         }
         self.steps += 1;
+        Ok(())
+    }
+
+    fn count_sync(&mut self) -> io::Result<()> {
+        self.counts.syncs += 1;
+        match (self.syncs_to_pass, self.syncs_to_fail) {
+            (1.., _) => self.syncs_to_pass -= 1,
+            (0, 1..) => {
+                self.syncs_to_fail -= 1;
+                return Err(io::Error::other("the simulated disk failed to sync"));
+            }
+            (0, 0) => {}
+        }
         Ok(())
     }
 
@@ -399,11 +422,7 @@ impl Disk for SimDisk {
 impl FileSystem for SimDisk {
     fn sync(&self) -> io::Result<()> {
         let mut state = self.lock();
-        state.counts.syncs += 1;
-        if state.syncs_to_fail > 0 {
-            state.syncs_to_fail -= 1;
-            return Err(io::Error::other("the simulated disk failed to sync"));
-        }
+        state.count_sync()?;
         // The machine may stop with some of them synced and others not.
         for inode in 0..state.inodes.len() {
             state.step()?;
@@ -457,11 +476,7 @@ impl WriteFile for SimFile {
 
     fn sync(&mut self) -> io::Result<()> {
         let mut state = self.state()?;
-        state.counts.syncs += 1;
-        if state.syncs_to_fail > 0 {
-            state.syncs_to_fail -= 1;
-            return Err(io::Error::other("the simulated disk failed to sync"));
-        }
+        state.count_sync()?;
         state.inodes[self.inode].sync();
         Ok(())
     }

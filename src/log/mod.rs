@@ -16,11 +16,12 @@ mod scan;
 mod segment;
 
 pub use crate::replication::{EpochEnd, EpochHistory};
-pub use directory::{Committer, LogDirectory, LogDirectoryError, PartitionDirectory};
+pub use directory::{Committer, LogDirectory, LogDirectoryError, PartitionDirectory, WantedLog};
 pub use error::{Damage, LogError, TopicPartition};
 pub use files::{DEFAULT_OPEN_FILES, Files};
 pub use partition::{
-    AppendInfo, Compacted, Fetched, Log, LogConfig, OpenOptions, ReadPlan, SyncTicket, TimestampOffset,
+    AppendInfo, Compacted, Fetched, Log, LogConfig, Maintained, MaintenanceLimits, OpenOptions, ReadPlan, SyncTicket,
+    TimestampOffset,
 };
 
 #[cfg(test)]

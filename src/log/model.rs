@@ -39,6 +39,8 @@ enum Op {
     DeleteOld(u8),
     /// The same, and so many keys are taken at once.
     Compact(u8, u8),
+    /// The same: one step of what is due.
+    Maintain(u8, u8),
     Retry,
     /// The machine stops so many steps later, and loses power or goes on after a kill.
     Stop {
@@ -63,8 +65,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<u8>().prop_map(Op::DeleteBefore),
         2 => any::<u8>().prop_map(Op::DeleteOld),
         2 => (any::<u8>(), any::<u8>()).prop_map(|(part, keys)| Op::Compact(part, keys)),
+        3 => (any::<u8>(), any::<u8>()).prop_map(|(part, keys)| Op::Maintain(part, keys)),
         1 => Just(Op::Retry),
-        6 => (steps, any::<bool>()).prop_map(|(steps, is_kill)| Op::Stop { steps, is_kill }),
+        8 => (steps, prop::bool::weighted(0.3)).prop_map(|(steps, is_kill)| Op::Stop { steps, is_kill }),
         1 => Just(Op::Reopen),
     ]
 }
@@ -241,9 +244,10 @@ struct Run {
 impl Run {
     fn new(seed: u64, compacts: bool) -> Self {
         // By size in some runs, by age in others.
-        let by_age = seed % 3 == 0;
+        let by_age = seed.is_multiple_of(3);
         let config = LogConfig {
             segment_bytes: 1_500,
+            segment_ms: 100,
             index_interval_bytes: 150,
             compact: compacts,
             delete: true,
@@ -371,6 +375,22 @@ impl Run {
                 model.check_deleted(log, size, now);
                 model.start = log.start().0;
             }
+            Op::Maintain(committed, keys) => {
+                let (below, now) = (model.commit(*committed), NOW + model.clock);
+                let (low, size) = (model.start, log.size_bytes());
+                model.start = low.max(below.0);
+                let limits =
+                    MaintenanceLimits { segments: 2, keys: usize::from(*keys / 16), bytes: u64::from(*keys) * 20 };
+                log.set_config(LogConfig { min_cleanable_dirty_percent: *keys / 4, ..log.config().clone() });
+                let done = log.maintain(now, below, &limits)?;
+                assert!(done.deleted <= 2 && (done.more || done == Maintained::default()), "{done:?}");
+                model.start = low;
+                if done.compacted.is_none() {
+                    model.check_deleted(log, size, now);
+                }
+                assert!(done.deleted > 0 || log.start().0 == low, "{done:?}");
+                model.start = log.start().0;
+            }
             Op::Compact(committed, keys) => {
                 let below = model.commit(*committed);
                 log.compact(NOW + model.clock, below, usize::from(*keys / 16))?;
@@ -431,7 +451,7 @@ impl Run {
     }
 }
 
-const CASES: u32 = 600;
+const CASES: u32 = 1_000;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: CASES, ..ProptestConfig::default() })]

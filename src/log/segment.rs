@@ -164,6 +164,36 @@ impl Segment {
         self.offsets.last_in_memory(|entry| entry.relative_offset <= relative)
     }
 
+    /// Writes what is held in memory of the time index, and aside what has no file yet, and leaves their sync to the caller.
+    /// Which of them stand aside.
+    pub fn stage_times(&self, files: &Files, dir: &Path) -> io::Result<Aside> {
+        let aside = Aside { times: !self.times.on_disk, offsets: !self.offsets.on_disk };
+        stage_index(files, &path(dir, self.base, TIME_INDEX), &self.times)?;
+        if aside.offsets {
+            stage_index(files, &path(dir, self.base, INDEX), &self.offsets)?;
+        }
+        Ok(aside)
+    }
+
+    /// Gives the time index that stands aside its name.
+    pub fn name_times(&self, files: &Files, dir: &Path, aside: Aside) -> io::Result<()> {
+        if aside.times { name_index(files, &path(dir, self.base, TIME_INDEX)) } else { Ok(()) }
+    }
+
+    /// What [`Self::stage_times`] does, of the other one, once the time index is synced.
+    pub fn stage_offsets(&self, files: &Files, dir: &Path, aside: Aside) -> io::Result<()> {
+        let path = path(dir, self.base, INDEX);
+        if aside.offsets { name_index(files, &path) } else { stage_index(files, &path, &self.offsets) }
+    }
+
+    /// What was staged is synced.
+    pub fn mark_written(&mut self) {
+        (self.times.on_disk, self.offsets.on_disk) = (true, true);
+        self.times.mark_written();
+        self.offsets.mark_written();
+        self.bytes_since_spill = 0;
+    }
+
     /// Where the batch is to begin a search for `offset` at.
     pub fn floor(&self, files: &Files, dir: &Path, offset: Offset) -> io::Result<u64> {
         let relative = relative(offset, self.base);
@@ -265,6 +295,29 @@ fn append_index<E: IndexEntry>(files: &Files, path: &Path, index: &mut Index<E>)
         file.append(&index.pending())?;
         file.sync()?;
         index.mark_written();
+    }
+    Ok(())
+}
+
+/// The indexes that have no file yet, and stand under another name.
+#[derive(Clone, Copy)]
+pub(super) struct Aside {
+    times: bool,
+    offsets: bool,
+}
+
+fn name_index(files: &Files, path: &Path) -> io::Result<()> {
+    files.change(path, |disk| disk.rename(&disk::temporary_name(path), path))
+}
+
+fn stage_index<E: IndexEntry>(files: &Files, path: &Path, index: &Index<E>) -> io::Result<()> {
+    if !index.on_disk {
+        files.disk().create(&disk::temporary_name(path))?.append(&index.pending())?;
+    } else if index.tail_len() > 0 {
+        let mut file = files.disk().append(path)?;
+        // A failed write may have left a part of an entry.
+        file.truncate(index.written_bytes())?;
+        file.append(&index.pending())?;
     }
     Ok(())
 }

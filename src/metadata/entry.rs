@@ -180,7 +180,8 @@ impl<'a> ParsedEntry<'a> {
     }
 
     pub fn records(&self) -> Result<Vec<Record>, serde_json::Error> {
-        serde_json::from_str(self.records.get())
+        let records: Vec<&RawValue> = serde_json::from_str(self.records.get())?;
+        records.into_iter().map(Record::read).collect()
     }
 
     /// Whether this message holds an election, and before a cluster is founded, begins with its founding. Told from the types

@@ -178,7 +178,9 @@ impl Table {
         let replicas: usize = self.nodes.iter().map(|node| node.replicas as usize).sum();
         let leaders: usize = self.nodes.iter().map(|node| node.leaders as usize).sum();
         let even_leaders = (nodes - leaders % nodes) % nodes;
-        let even = |placed: &usize| (leaders + placed) % nodes == 0 && (replicas + placed * factor) % nodes == 0;
+        let even = |placed: &usize| {
+            (leaders + placed).is_multiple_of(nodes) && (replicas + placed * factor).is_multiple_of(nodes)
+        };
         (0..nodes).find(even).unwrap_or(even_leaders)
     }
 

@@ -87,7 +87,10 @@ impl Follower {
     /// 'diverged' would otherwise cut off what was fetched, and counted on, since.
     pub fn answer(&mut self, asked: &FetchFrom, outcome: FetchOutcome, epochs: &EpochHistory, log_end: Offset) -> Step {
         let now = self.fetch_from(epochs, log_end, asked.flushed);
-        if *asked != now {
+        let is_other = *asked != now;
+        #[cfg(test)]
+        let is_other = is_other && !crate::simulator::planted(crate::simulator::Bug::LateAnswerCounts);
+        if is_other {
             return Step::Ignore;
         }
         let step = match outcome {
@@ -111,6 +114,10 @@ impl Follower {
 /// Where to cut: what the leader has of its epoch, or what this log has of it or the epoch before, whichever is less. If the
 /// epochs still differ, the next fetch cuts further.
 fn parting(epochs: &EpochHistory, theirs: EpochEnd, log_end: Offset) -> Offset {
+    #[cfg(test)]
+    if crate::simulator::planted(crate::simulator::Bug::CutsTooMuch) {
+        return Offset::ZERO;
+    }
     let ours = epochs.end_of(theirs.epoch, log_end).map_or(Offset::ZERO, |ours| ours.end);
     theirs.end.min(ours).min(log_end)
 }

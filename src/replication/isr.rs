@@ -94,6 +94,9 @@ impl InSync {
         }
         let added = wish.members.iter().filter(|member| !self.asked.contains(member)).copied();
         let added: Members = added.collect();
+        #[cfg(test)]
+        let added =
+            if crate::simulator::planted(crate::simulator::Bug::AdmissionForgotten) { Members::new() } else { added };
         self.asked.extend(added);
         self.state = Asking::Waiting;
     }

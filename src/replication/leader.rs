@@ -122,7 +122,10 @@ impl<T> Leader<T> {
     /// Up to where consumers may read. None: a new leader does not know yet how far its predecessor showed, so until its own
     /// epoch's start is committed they wait, and never see it fall.
     pub fn visible(&self) -> Option<Offset> {
-        (self.high_watermark >= self.epoch_start).then_some(self.high_watermark)
+        let is_known = self.high_watermark >= self.epoch_start;
+        #[cfg(test)]
+        let is_known = is_known || crate::simulator::planted(crate::simulator::Bug::ShownEarly);
+        is_known.then_some(self.high_watermark)
     }
 
     /// How many records' offsets lie between a follower's disk and the log's end. None: it has not fetched yet.
@@ -160,8 +163,16 @@ impl<T> Leader<T> {
 
     /// Whether something may be appended that is to be acknowledged with `acks=all`.
     pub fn check_append(&self) -> Result<(), AckError> {
-        let (in_sync, min) = (self.in_sync.committed().len(), self.settings.min_insync);
+        let (in_sync, min) = (self.in_sync.committed().len(), self.min_insync());
         if in_sync < min { Err(AckError::NotEnoughReplicas { in_sync, min }) } else { Ok(()) }
+    }
+
+    fn min_insync(&self) -> usize {
+        #[cfg(test)]
+        if crate::simulator::planted(crate::simulator::Bug::AloneIsEnough) {
+            return 1;
+        }
+        self.settings.min_insync
     }
 
     /// The log ends here now, though not on the disk.
@@ -210,6 +221,10 @@ impl<T> Leader<T> {
             && let Some(ours) = epochs.end_of(last, self.log_end)
             && (ours.epoch != last || ours.end < from.offset)
         {
+            #[cfg(test)]
+            if crate::simulator::planted(crate::simulator::Bug::DivergenceUnseen) {
+                return Ok(FetchOutcome::Agrees { high_watermark: self.high_watermark, log_start });
+            }
             return Ok(FetchOutcome::Diverged(ours));
         }
         // A late copy of an earlier fetch says less than what is known, and nothing false.
@@ -262,7 +277,7 @@ impl<T> Leader<T> {
             return None;
         }
         let (end, who) = self.waiting.pop_front()?;
-        let (in_sync, min) = (self.in_sync.committed().len(), self.settings.min_insync);
+        let (in_sync, min) = (self.in_sync.committed().len(), self.min_insync());
         let outcome =
             if in_sync < min { Err(AckError::NotEnoughReplicasAfterAppend { in_sync, min }) } else { Ok(end) };
         Some((who, outcome))
@@ -281,10 +296,19 @@ impl<T> Leader<T> {
         let joins = self.followers.iter().filter(|(node, replica)| {
             !self.in_sync.committed().contains(node)
                 && fit(**node, replica.session.node_epoch)
-                && replica.flushed.is_some_and(|end| end >= self.high_watermark && end >= self.epoch_start)
+                && replica.flushed.is_some_and(|end| self.is_enough(end))
         });
         wanted.extend(joins.map(|(node, _)| *node));
         if renewed { self.in_sync.renew(wanted) } else { self.in_sync.wish(wanted) }
+    }
+
+    /// Whether a follower with so much on its disk has all that may have been acknowledged.
+    fn is_enough(&self, end: Offset) -> bool {
+        #[cfg(test)]
+        if crate::simulator::planted(crate::simulator::Bug::JoinsEarly) {
+            return true;
+        }
+        end >= self.high_watermark && end >= self.epoch_start
     }
 
     /// The incarnation that the leader hears from, to be named with the wish.

@@ -3,6 +3,7 @@
 //! What a sender publishes is gone where its connection is; what is on the way to a receiver is gone with the receiver's
 //! connection. Delays are drawn for each message, so any two may overtake each other.
 
+use super::producers::Refused;
 use super::queue::{MS, SECOND, Time};
 use super::stream::{Author, Message};
 use super::world::{CONTROLLERS, Event, Mail, PROCS, Proc, World, name};
@@ -56,6 +57,11 @@ pub enum Waiting {
         client: usize,
         attempt: u64,
     },
+    Producer {
+        producer: usize,
+        id: u32,
+        sequence: u32,
+    },
 }
 
 #[derive(Clone, Copy)]
@@ -70,6 +76,7 @@ pub enum Answer {
     Controller(Mail),
     Body(Bytes),
     Chunk { header: Bytes, bytes: Bytes },
+    Produced(Result<(), Refused>),
     NoResponders,
     Timeout,
 }
@@ -167,14 +174,18 @@ impl World {
                     return;
                 }
             }
-            Some(Waiting::Client { .. }) => {}
+            Some(Waiting::Client { .. } | Waiting::Producer { .. }) => {}
         }
         match self.waiting.remove(&request) {
             None => {}
             Some(Waiting::Controller { proc, life, unknown }) => {
                 let mail = match answer {
                     Answer::Controller(mail) => mail,
-                    Answer::Body(_) | Answer::Chunk { .. } | Answer::NoResponders | Answer::Timeout => unknown,
+                    Answer::Body(_)
+                    | Answer::Chunk { .. }
+                    | Answer::Produced(_)
+                    | Answer::NoResponders
+                    | Answer::Timeout => unknown,
                 };
                 if self.hosts[proc].life == life {
                     self.report(0, proc, mail);
@@ -186,6 +197,9 @@ impl World {
             // Whom it was for is gone.
             Some(Waiting::Node { .. }) => {}
             Some(Waiting::Client { client, attempt }) => self.client_answered(client, attempt, answer),
+            Some(Waiting::Producer { producer, id, sequence }) => {
+                self.producer_answered(producer, id, sequence, &answer);
+            }
         }
     }
 
@@ -413,7 +427,7 @@ fn to_input(asked: Asked, answer: Answer) -> storage::Input {
     let body = |answer| match answer {
         Answer::Body(body) => Ok(body),
         Answer::NoResponders => Err(CallError::NoResponders),
-        Answer::Chunk { .. } | Answer::Controller(_) | Answer::Timeout => Err(CallError::Timeout),
+        Answer::Chunk { .. } | Answer::Controller(_) | Answer::Produced(_) | Answer::Timeout => Err(CallError::Timeout),
     };
     match (asked, answer) {
         (Asked::Register(call), answer) => storage::Input::RegisterAnswer { call, result: body(answer) },

@@ -95,7 +95,11 @@ impl World {
         }
         let body = match answer {
             Answer::Body(body) => body,
-            Answer::NoResponders | Answer::Timeout | Answer::Chunk { .. } | Answer::Controller(_) => {
+            Answer::NoResponders
+            | Answer::Timeout
+            | Answer::Chunk { .. }
+            | Answer::Controller(_)
+            | Answer::Produced(_) => {
                 return self.try_again(client);
             }
         };

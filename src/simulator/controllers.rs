@@ -162,7 +162,7 @@ impl World {
                 self.work_on_lease(proc);
             }
             Mail::Written => self.controller_written(proc),
-            Mail::Node(_) | Mail::Push(_) => {}
+            Mail::Node(_) | Mail::Push(_) | Mail::Data(_) => {}
         }
     }
 

@@ -1,12 +1,15 @@
 //! The nodes' folders: an identity, and the shipped store over a disk that loses what was not synced.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::queue::SECOND;
-use super::world::{COPY, Proc, World, name};
+use super::records::SimLog;
+use super::world::{CONTROLLERS, COPY, Proc, World, name};
 use crate::disk::sim::SimDisk;
 use crate::disk::{Disk, MetadataStore, Recovered};
+use crate::storage::core::Place;
 use crate::types::{ClusterId, DirectoryId};
 
 pub struct Folder {
@@ -16,6 +19,8 @@ pub struct Folder {
     pub id: Option<u32>,
     /// Full, or about to fail.
     pub failing: bool,
+    /// The partitions' logs, while no process has them open.
+    pub logs: BTreeMap<Place, SimLog>,
 }
 
 const DIR: &str = "/metadata";
@@ -46,7 +51,7 @@ impl World {
     pub fn new_folder(&mut self) -> usize {
         let disk = SimDisk::new(self.rng.next());
         let directory = DirectoryId(self.rng.uuid());
-        self.folders.push(Folder { disk, directory, cluster: None, id: None, failing: false });
+        self.folders.push(Folder { disk, directory, cluster: None, id: None, failing: false, logs: BTreeMap::new() });
         self.folders.len() - 1
     }
 
@@ -71,7 +76,13 @@ impl World {
         };
         let done = old.files().iter().try_for_each(copied).and_then(|()| disk.sync_dir(Path::new(DIR)));
         done.expect("a fresh disk takes everything");
-        let folder = Folder { disk, directory: *directory, cluster: *cluster, id: *id, failing: false };
+        let mut logs = self.folders[from].logs.clone();
+        for proc in (CONTROLLERS..=COPY).filter(|proc| self.hosts[*proc].folder == from) {
+            let node = self.nodes[proc - CONTROLLERS].as_ref();
+            let open = node.into_iter().flat_map(|node| node.replicas.engine.held());
+            logs.extend(open.map(|(place, log, _)| (place, log.clone())));
+        }
+        let folder = Folder { disk, directory: *directory, cluster: *cluster, id: *id, failing: false, logs };
         self.folders.push(folder);
         self.folders.len() - 1
     }

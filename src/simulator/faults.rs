@@ -274,8 +274,12 @@ impl World {
                 self.tear_node_write(proc, steps);
             }
         }
-        let disk = &self.folders[self.hosts[proc].folder].disk;
+        if proc >= CONTROLLERS {
+            self.close_node(proc);
+        }
+        let Folder { disk, logs, .. } = &mut self.folders[self.hosts[proc].folder];
         if power {
+            logs.values_mut().for_each(|log| log.crash(&mut self.rng));
             disk.crash();
         } else {
             disk.kill();
@@ -337,6 +341,7 @@ impl World {
                     return;
                 }
                 self.seen.fault("empty disks");
+                self.checker.disk_emptied();
                 self.crash(proc, true, Some(500 * MS));
                 self.hosts[proc].folder = self.new_folder();
             }
@@ -346,6 +351,7 @@ impl World {
                     self.crash(proc, true, Some(500 * MS));
                     let is_same = self.folders[copy].directory == self.folders[self.hosts[proc].folder].directory;
                     if is_same {
+                        self.checker.doubt(copy);
                         self.hosts[proc].folder = copy;
                     }
                 }
@@ -357,6 +363,9 @@ impl World {
                 }
                 self.seen.fault("copied disks");
                 self.hosts[COPY].folder = self.copy_folder(folder);
+                self.checker.doubt(folder);
+                self.checker.doubt(self.hosts[COPY].folder);
+                self.copied = Some(folder);
                 self.start(COPY);
                 let span = self.rng.between(2_000, 9_000) * MS;
                 self.queue.after(span, Event::Mend(Mend::Copy));
@@ -484,7 +493,15 @@ impl World {
             Mend::Disk(folder) => {
                 self.folders[folder].recover();
             }
-            Mend::Copy => self.crash(COPY, false, None),
+            Mend::Copy => self.end_copy(),
+        }
+    }
+
+    /// Whatever the copy was given meanwhile, the original lacks.
+    fn end_copy(&mut self) {
+        self.crash(COPY, false, None);
+        if let Some(folder) = self.copied {
+            self.checker.doubt(folder);
         }
     }
 
@@ -511,7 +528,7 @@ impl World {
         self.faults.healed_at = Some(self.now());
         self.faults.late_advisories = 0;
         self.weather = Default::default();
-        self.crash(COPY, false, None);
+        self.end_copy();
         self.folders.iter_mut().for_each(Folder::recover);
         for proc in 0..COPY {
             self.mend_link(proc);

@@ -7,18 +7,15 @@ use bytes::Bytes;
 use super::bus::{Answer, Asked, REQUEST, Waiting};
 use super::invariants::Sent;
 use super::queue::{MS, SECOND};
+use super::replicas::{Command, ReplicasProc};
 use super::world::{CONTROLLERS, Mail, Proc, World, name};
 use crate::controller::core as control;
 use crate::disk::MetadataStore;
-use crate::metadata::Image;
 use crate::process::recover;
-use crate::storage::core::{Applied, Effect, Identity, InSyncWish, Input, Place, Settings, StorageCore, Token};
+use crate::storage::core::{Applied, Effect, Identity, Input, Place, Settings, StorageCore, Token};
 use crate::storage::store;
-use crate::types::{ClusterId, ControllerEpoch, Monotonic, Position, StorageId};
+use crate::types::{ClusterId, ControllerEpoch, Position, StorageId};
 use crate::wire::{WireMessage, admin};
-
-/// How long after a refusal the wishes are looked at again.
-const WISH_RETRY: Duration = Duration::from_millis(100);
 
 pub struct NodeProc {
     pub core: StorageCore,
@@ -27,8 +24,7 @@ pub struct NodeProc {
     pub subscribed: Option<StorageId>,
     writing: Option<Write>,
     next_token: u64,
-    /// When the leaders' wishes for in-sync replicas are looked at again.
-    wish_at: Option<Monotonic>,
+    pub replicas: ReplicasProc,
 }
 
 enum Write {
@@ -77,7 +73,8 @@ impl World {
         let epoch = store.controller_epoch();
         self.check_recovered(proc, &history, epoch);
         let core = StorageCore::new(identity, settings, history, epoch);
-        let node = NodeProc { core, store, subscribed: None, writing: None, next_token: 0, wish_at: None };
+        let node =
+            NodeProc { core, store, subscribed: None, writing: None, next_token: 0, replicas: ReplicasProc::new() };
         self.nodes[proc - CONTROLLERS] = Some(Box::new(node));
         self.drive_node(proc, Input::Tick);
     }
@@ -110,6 +107,7 @@ impl World {
                 }
                 self.drive_node(proc, input);
             }
+            Mail::Data(data) => self.data_mail(proc, data),
             Mail::Controller(_)
             | Mail::Heartbeat { .. }
             | Mail::Admin { .. }
@@ -124,9 +122,13 @@ impl World {
         let now = self.clock(proc);
         let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
         self.checker.note_answer(proc, &input);
+        let is_cut = matches!(input, Input::Disconnected);
         let mut effects = Vec::new();
         node.core.handle(now, input, &mut effects);
-        self.wish(proc, now, &mut effects);
+        self.set_lease(proc, now);
+        if is_cut {
+            self.command(proc, Command::Disconnected);
+        }
         let leads = effects.iter().any(|effect| matches!(effect, Effect::MayLead(true) | Effect::Leads { .. }));
         for effect in effects {
             self.carry_out_for_node(proc, effect);
@@ -134,36 +136,20 @@ impl World {
         if leads {
             self.check_leads(proc);
         }
-        let Some(node) = &self.nodes[proc - CONTROLLERS] else { return };
-        let deadline = [node.core.next_deadline(), node.wish_at].into_iter().flatten().min();
         self.check_node(proc);
-        self.plan_tick(proc, deadline);
+        self.plan_node(proc);
     }
 
-    /// Plays the leaders' replicas, whose logs are empty: whoever is active is in sync, and who leads has recovered.
-    fn wish(&mut self, proc: Proc, now: Monotonic, effects: &mut Vec<Effect>) {
-        let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
-        for effect in &*effects {
-            match effect {
-                Effect::Member(_) | Effect::Peers(_) | Effect::Replicas { .. } | Effect::MayLead(true) => {
-                    node.wish_at = Some(now);
-                }
-                Effect::InSyncAnswers(outcomes) if outcomes.iter().any(|outcome| !outcome.granted) => {
-                    node.wish_at.get_or_insert(now + WISH_RETRY);
-                }
-                _ => {}
-            }
-        }
-        if node.wish_at.is_none_or(|at| now < at) {
-            return;
-        }
-        node.wish_at = None;
-        let (Some(image), Some(me)) = (node.core.history().image(), node.core.identity().storage) else { return };
-        let led = node.core.leads().filter_map(|held| wished(image, me, (held.topic, held.partition)));
-        let wishes: Vec<_> = led.collect();
-        if !wishes.is_empty() {
-            node.core.handle(now, Input::InSyncWishes(wishes), effects);
-        }
+    pub fn plan_node(&mut self, proc: Proc) {
+        let Some(node) = &self.nodes[proc - CONTROLLERS] else { return };
+        let deadlines = [node.core.next_deadline(), node.replicas.engine.next_deadline()];
+        self.plan_tick(proc, deadlines.into_iter().flatten().min());
+    }
+
+    /// The process is gone; what its replicas had written is still there.
+    pub fn close_node(&mut self, proc: Proc) {
+        let Some(mut node) = self.nodes[proc - CONTROLLERS].take() else { return };
+        self.folders[self.hosts[proc].folder].logs.extend(node.replicas.take_logs());
     }
 
     fn carry_out_for_node(&mut self, proc: Proc, effect: Effect) {
@@ -228,9 +214,19 @@ impl World {
             }
             // A restore's gathering is played without messages.
             Effect::ServeFetch { .. } => {}
-            Effect::MayLead(_) | Effect::Leads { .. } => {}
-            // Played by `wish`.
-            Effect::Member(_) | Effect::Peers(_) | Effect::Replicas { .. } | Effect::InSyncAnswers(_) => {}
+            Effect::Leads { .. } => {}
+            Effect::MayLead(may) => self.command(proc, Command::MayLead(may)),
+            Effect::Member(member) => self.command(proc, Command::Member(member)),
+            Effect::Peers(peers) => self.command(proc, Command::Peers(peers)),
+            Effect::Replicas { assigned, unassigned } => {
+                let Some(node) = &self.nodes[proc - CONTROLLERS] else { return };
+                // Of a topic that is gone again, that will be told.
+                let image = node.core.history().image();
+                let is_known = |(place, _): &(Place, _)| image.is_some_and(|image| image.topics.contains_key(&place.0));
+                let assigned = assigned.into_iter().filter(is_known).collect();
+                self.command(proc, Command::Replicas { assigned, unassigned });
+            }
+            Effect::InSyncAnswers(outcomes) => self.command(proc, Command::InSyncAnswers(outcomes)),
             Effect::Log { words, .. } => {
                 self.seen.words(&words);
                 self.note(|| format!("{} says: {words}", name(proc)));
@@ -251,7 +247,9 @@ impl World {
     }
 
     fn write_for_node(&mut self, proc: Proc, write: Write) {
-        let delay = self.disk_time(proc);
+        // Metadata may wait where records do not: it has files of its own.
+        let stall = if self.rng.chance(30) { self.rng.between(50, 1_500) * MS } else { 0 };
+        let delay = self.disk_time(proc) + stall;
         if let Some(node) = &mut self.nodes[proc - CONTROLLERS] {
             node.writing = Some(write);
         }
@@ -267,6 +265,7 @@ impl World {
     }
 
     fn node_exited(&mut self, proc: Proc, words: &str) {
+        self.close_node(proc);
         let folder = self.hosts[proc].folder;
         self.folders[folder].disk.kill();
         // Where the node was removed, whoever runs it gives it an empty directory.
@@ -283,24 +282,4 @@ impl World {
         let restart = if proc == super::world::COPY { None } else { Some(delay) };
         self.end(proc, restart);
     }
-}
-
-/// None: everybody is in sync who can be, or the controller is about to take somebody out who cannot.
-fn wished(image: &Image, me: StorageId, place: Place) -> Option<InSyncWish> {
-    let partition = image.partition(place.0, place.1).filter(|partition| partition.leader == Some(me))?;
-    let fit = |node: StorageId| node == me || image.is_active(node);
-    let grows = partition.replicas.iter().any(|node| fit(*node) && !partition.in_sync(*node));
-    let recovered = image.is_recovering(place.0, place.1);
-    if !(grows || recovered) || !partition.isr().all(fit) {
-        return None;
-    }
-    let member = |node: &StorageId| Some((*node, image.storage.get(node)?.epoch));
-    Some(InSyncWish {
-        place,
-        leader_epoch: partition.leader_epoch,
-        partition_epoch: partition.epoch,
-        members: partition.replicas.iter().filter(|node| fit(**node)).map(member).collect::<Option<_>>()?,
-        settles: false,
-        recovered,
-    })
 }

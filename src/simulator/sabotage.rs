@@ -33,6 +33,28 @@ pub enum Bug {
     AnyonesPush,
     /// A fenced node stays fenced.
     FencedForGood,
+    /// A follower says of what it has written that it is on its disk.
+    UnflushedCounts,
+    /// A leader shows what it knows before it knows how far its predecessor showed.
+    ShownEarly,
+    /// A leader sends records to whose log has another history.
+    DivergenceUnseen,
+    /// Acknowledgements do not want enough replicas in sync.
+    AloneIsEnough,
+    /// A follower joins the in-sync replicas with whatever it has.
+    JoinsEarly,
+    /// Whom a leader asked for, without an answer, does not count.
+    AdmissionForgotten,
+    /// A follower acts on answers to what it asked before.
+    LateAnswerCounts,
+    /// A follower cuts off all that it has.
+    CutsTooMuch,
+    /// A node without a lease goes on acknowledging.
+    LeaselessAck,
+    /// A retry is acknowledged though its original is not committed.
+    RetryAtOnce,
+    /// A replica that is not in sync leads though its topic forbids that.
+    UncleanAnyway,
 }
 
 thread_local! {

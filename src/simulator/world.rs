@@ -10,7 +10,9 @@ use super::faults::Faults;
 use super::invariants::{Checker, Sent, Violation};
 use super::lease::Lease;
 use super::nodes::NodeProc;
+use super::producers::Producers;
 use super::queue::{MS, Queue, Time};
+use super::replicas::Data;
 use super::report::{Journal, Seen};
 use super::rng::Rng;
 use super::stream::{Author, Stream};
@@ -72,6 +74,13 @@ pub enum Event {
         revision: u64,
     },
     Client(usize),
+    Producer(usize),
+    SendAgain {
+        producer: usize,
+        id: u32,
+        sequence: u32,
+    },
+    Consumer,
     Operator,
     Fault,
     Mend(super::faults::Mend),
@@ -98,6 +107,8 @@ pub enum Mail {
         request: u64,
     },
     Push(Bytes),
+    /// For a node's replicas.
+    Data(Data),
     /// The lease's key may have changed.
     Watch,
     /// The stream may have more.
@@ -152,6 +163,8 @@ pub struct World {
     pub controllers: [Option<Box<ControllerProc>>; CONTROLLERS],
     pub nodes: Vec<Option<Box<NodeProc>>>,
     pub folders: Vec<Folder>,
+    /// Of which there was a copy last.
+    pub copied: Option<usize>,
     pub stream: Stream,
     pub stream_sync_at: Time,
     pub lease: Lease,
@@ -160,6 +173,7 @@ pub struct World {
     pub next_connection: u64,
     pub weather: Weather,
     pub clients: Clients,
+    pub producers: Producers,
     pub faults: Faults,
     pub checker: Checker,
     pub journal: Journal,
@@ -179,6 +193,7 @@ impl World {
             controllers: [const { None }; CONTROLLERS],
             nodes: (0..=NODES).map(|_| None).collect(),
             folders: Vec::new(),
+            copied: None,
             stream: Stream::default(),
             stream_sync_at: 0,
             lease: Lease::default(),
@@ -187,6 +202,7 @@ impl World {
             next_connection: 0,
             weather: Weather::default(),
             clients: Clients::new(),
+            producers: Producers::default(),
             faults,
             checker: Checker::new(),
             journal: Journal::new(tracing),
@@ -228,6 +244,10 @@ impl World {
         for client in 0..super::clients::CLIENTS {
             self.queue.after((4_000 + 300 * client as u64) * MS, Event::Client(client));
         }
+        for producer in 0..super::producers::PRODUCERS {
+            self.queue.after((4_500 + 200 * producer as u64) * MS, Event::Producer(producer));
+        }
+        self.queue.after(5_000 * MS, Event::Consumer);
         self.queue.after(1_000 * MS, Event::Operator);
         let first = self.rng.between(3_500, 7_000) * MS;
         self.queue.after(first, Event::Fault);
@@ -268,6 +288,9 @@ impl World {
     fn take(&mut self, event: Event) {
         match event {
             Event::Tick { to, life } => return self.tick(to, life),
+            Event::Mail { to, life, connection, mail: mail @ Mail::Data(_) } => {
+                return self.arrive(to, life, connection, mail);
+            }
             Event::Mail { to, life, connection, mail } => self.arrive(to, life, connection, mail),
             Event::Start { proc, life } => {
                 if self.hosts[proc].life == life {
@@ -284,7 +307,13 @@ impl World {
                     self.wake(proc);
                 }
             }
-            Event::Answer { request, answer } => self.answered(request, answer),
+            Event::Answer { request, answer } => {
+                let is_data = matches!(self.waiting.get(&request), None | Some(Waiting::Producer { .. }));
+                self.answered(request, answer);
+                if is_data {
+                    return;
+                }
+            }
             Event::Asked { request, author, op } => self.serve_jetstream(request, author, op),
             Event::Synced { generation } => {
                 if self.stream.generation == generation {
@@ -293,6 +322,9 @@ impl World {
             }
             Event::LeaseExpires { revision } => self.lease_expires(revision),
             Event::Client(client) => self.client_turn(client),
+            Event::Producer(producer) => return self.producer_turn(producer),
+            Event::SendAgain { producer, id, sequence } => return self.send_again(producer, id, sequence),
+            Event::Consumer => return self.consumer_turn(),
             Event::Operator => self.operator_turn(),
             Event::Fault => self.fault_turn(),
             Event::Mend(mend) => self.mend(mend),
@@ -314,6 +346,7 @@ impl World {
             self.drive_controller(to, control::Input::Tick);
         } else {
             self.drive_node(to, storage::Input::Tick);
+            self.drive_replicas(to, Vec::new());
         }
     }
 
@@ -423,7 +456,7 @@ impl World {
         if proc < CONTROLLERS {
             self.controllers[proc] = None;
         } else {
-            self.nodes[proc - CONTROLLERS] = None;
+            self.close_node(proc);
         }
         if let Some(delay) = restart {
             self.queue.after(delay, Event::Start { proc, life });

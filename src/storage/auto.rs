@@ -102,7 +102,7 @@ pub(super) fn offsets_topic() -> TopicCreate {
         name: OFFSETS_TOPIC.into(),
         partitions: Some(OFFSETS_PARTITIONS),
         replication_factor: None,
-        config: [("cleanup.policy", "compact"), ("segment.bytes", "104857600")]
+        config: [("cleanup.policy", "compact"), ("segment.bytes", "16777216")]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into(),
         terms: crate::wire::admin::Terms::default(),

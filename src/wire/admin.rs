@@ -88,7 +88,29 @@ pub struct TopicAlter {
     pub terms: Terms,
 }
 
-/// `topic.delete`, and with no terms `topic.describe`.
+/// `topic.describe`. What does not fit one answer is asked for with `from`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TopicDescribe {
+    pub name: String,
+    /// The first partition that is wanted.
+    #[serde(default)]
+    pub from: PartitionId,
+    /// They mean nothing here.
+    #[serde(default, skip_serializing)]
+    pub terms: Terms,
+}
+
+/// `node.list`, `cluster.status`. What does not fit one answer is asked for with `from`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NodesFrom {
+    /// The first storage node that is wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<StorageId>,
+}
+
+/// `topic.delete`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TopicNamed {
@@ -97,7 +119,7 @@ pub struct TopicNamed {
     pub terms: Terms,
 }
 
-/// A request with nothing to say: `topic.list`, `node.list`, `cluster.status`, `metadata.show`.
+/// A request with nothing to say: `topic.list`, `metadata.show`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Nothing {}
@@ -143,6 +165,9 @@ pub struct TopicDescription {
     pub created_version: Version,
     pub config: BTreeMap<String, String>,
     pub partitions: Vec<PartitionDescription>,
+    /// The partition to go on from, where not all of them fit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<PartitionId>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -256,6 +281,9 @@ pub struct IsrOutcome {
 pub struct NodeList {
     pub version: Version,
     pub nodes: Vec<NodeDescription>,
+    /// The node to go on from, where not all of them fit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<StorageId>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -304,6 +332,9 @@ pub struct ClusterStatus {
     pub recovering_partitions: u64,
     /// Messages that were refused since the controller started.
     pub refused_messages: u64,
+    /// The storage node to go on from, where not all of them fit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<StorageId>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

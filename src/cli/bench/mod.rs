@@ -20,6 +20,7 @@ mod records;
 mod rig;
 mod scale;
 mod senders;
+mod stall;
 
 use std::path::PathBuf;
 
@@ -70,6 +71,8 @@ enum Bench {
     Consume(consume::Args),
     /// How many records three replicas of each partition take in
     Replicate(produce::Replicate),
+    /// How long records wait whose partition's leader is killed
+    Stall(stall::Args),
     /// Be many storage nodes (internal)
     #[command(hide = true)]
     Herd(herd::Args),
@@ -102,6 +105,7 @@ pub async fn run(args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
             Bench::Produce(args) => produce::run(&place, &args).await,
             Bench::Consume(args) => consume::run(&place, &args).await,
             Bench::Replicate(args) => produce::replicate(&place, &args).await,
+            Bench::Stall(args) => stall::run(&place, &args).await,
             Bench::Bare(_) | Bench::Herd(_) | Bench::Appender(_) => anyhow::bail!("it measures nothing"),
         }
     };

@@ -43,6 +43,7 @@ fn unanswered(problem: String) -> ClusterStatus {
         under_replicated_partitions: 0,
         recovering_partitions: 0,
         refused_messages: 0,
+        next: None,
     }
 }
 
@@ -111,6 +112,7 @@ mod tests {
             under_replicated_partitions: 4,
             recovering_partitions: 0,
             refused_messages: 0,
+            next: None,
         }
     }
 

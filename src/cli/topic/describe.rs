@@ -178,6 +178,7 @@ mod tests {
             created_version: Version(5),
             config: BTreeMap::from([("retention.ms".into(), "1000".into())]),
             partitions: vec![partition(0, Some(1)), partition(1, None), partition(2, Some(1))],
+            next: None,
         };
         let log = Log {
             log_start_offset: Some(Offset(5)),

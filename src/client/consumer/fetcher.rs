@@ -261,7 +261,7 @@ impl Fetcher {
         let (log_start, end) = (stands.log_start_offset, stands.high_watermark);
         // It may lead no more, or not know yet how far it may show its log.
         if (log_start..=stands.log_end_offset.max(end)).contains(&place.offset) {
-            return self.wait(error, trouble).await;
+            return self.pause(error, trouble).await;
         }
         let to = match self.shared.config.auto_offset_reset {
             AutoOffsetReset::Earliest => log_start,
@@ -287,12 +287,16 @@ impl Fetcher {
         self.report(Event::Begins(end)).await
     }
 
-    /// Waits before the next attempt, and says so where it has lasted for long. An error that cannot pass ends it.
+    /// Waits before the next attempt. An error that cannot pass ends it.
     async fn wait(&self, error: DataError, trouble: &mut Trouble) -> Result<(), Over> {
-        let partition = || (*self.partition).clone();
-        if !error.may_pass() {
-            return self.fail(ConsumeError::Refused { partition: partition(), error }).await;
+        if error.may_pass() {
+            return self.pause(error, trouble).await;
         }
+        self.fail(ConsumeError::Refused { partition: (*self.partition).clone(), error }).await
+    }
+
+    /// Waits before the next attempt, and says so where it has lasted for long.
+    async fn pause(&self, error: DataError, trouble: &mut Trouble) -> Result<(), Over> {
         let now = Instant::now();
         let since = *trouble.since.get_or_insert(now);
         if matches!(error, DataError::NoLeader { .. })
@@ -304,7 +308,8 @@ impl Fetcher {
         let after = self.shared.config.api_timeout;
         if now.duration_since(trouble.told.unwrap_or(since)) >= after {
             trouble.told = Some(now);
-            self.report(Event::Failed(ConsumeError::NoAnswer { partition: partition(), after, error })).await?;
+            let partition = (*self.partition).clone();
+            self.report(Event::Failed(ConsumeError::NoAnswer { partition, after, error })).await?;
         }
         tokio::time::sleep(trouble.backoff.mul_f64(rand::random_range(0.5..=1.0))).await;
         trouble.backoff = (trouble.backoff * 2).min(LONGEST_BACKOFF);

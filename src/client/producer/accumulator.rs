@@ -16,7 +16,8 @@ use super::lane::{Lane, Pace};
 use super::partitioner;
 use crate::client::DataError;
 use crate::log::batch::{BatchBuilder, HEADER_BYTES, PackedBatch, ProducerStamp};
-use crate::types::{Offset, PartitionId, TopicId, TopicName};
+use crate::types::{LeaderEpoch, Offset, PartitionId, TopicId, TopicName};
+use crate::wire::data::op;
 
 /// A topic's place, and the partition.
 pub(super) type Key = (usize, PartitionId);
@@ -62,6 +63,10 @@ pub(super) struct Partition {
     /// Batches that are closed and not packed yet, in order.
     pub unpacked: VecDeque<u64>,
     pub subject: Subject,
+    /// Where its leader says where it stands.
+    pub question: Subject,
+    /// The newest leader's that answered.
+    pub leader_epoch: LeaderEpoch,
     /// When the sender wants to look at it again.
     pub due: Option<Instant>,
     /// How large the last batch became: the next one has room for as much.
@@ -123,14 +128,17 @@ impl Accumulator {
         self.names.get(name).copied()
     }
 
-    /// Adds a topic, or partitions to one that is there. `subject` is where a partition's batches go.
-    pub fn describe(&mut self, new: Topic, count: u32, subject: impl Fn(PartitionId) -> Subject) {
+    /// Adds a topic, or partitions to one that is there. `subject` is that of an operation on a
+    /// partition.
+    pub fn describe(&mut self, new: Topic, count: u32, subject: impl Fn(&str, PartitionId) -> Subject) {
         let pace = self.pace;
         let partition = |partition| Partition {
             open: None,
             lane: Lane::new(pace),
             unpacked: VecDeque::new(),
-            subject: subject(partition),
+            subject: subject(op::PRODUCE, partition),
+            question: subject(op::OFFSETS, partition),
+            leader_epoch: LeaderEpoch(0),
             due: None,
             size: 0,
         };

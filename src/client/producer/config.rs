@@ -49,7 +49,7 @@ impl Default for ProducerConfig {
             acks: Acks::All,
             enable_idempotence: true,
             compression: Compression::None,
-            batch_size: 128 << 10,
+            batch_size: 512 << 10,
             linger: Duration::from_millis(5),
             max_in_flight: 5,
             buffer_memory: 32 << 20,

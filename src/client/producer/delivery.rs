@@ -57,7 +57,7 @@ impl Drop for Settle {
 
 /// A record that was sent: a future of where it is stored. It need not be awaited, and the record is sent all the same.
 #[derive(Debug)]
-#[must_use = "without it nobody learns whether the record was stored; bind it to _ if that is meant"]
+#[must_use = "without it nobody learns whether the record was stored; drop it if that is meant"]
 pub struct Delivery {
     outcome: Arc<Outcome>,
     index: i32,

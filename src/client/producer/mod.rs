@@ -25,7 +25,7 @@ use crate::config::services::DataTarget;
 use crate::log::batch::{BatchBuilder, HEADER_BYTES};
 use crate::types::TopicName;
 use crate::wire::admin::TopicDescription;
-use crate::wire::data::{FORMAT_BATCH, header, op};
+use crate::wire::data::{FORMAT_BATCH, header};
 use accumulator::{Accumulator, Appended, Topic};
 
 pub use config::{ProduceError, ProducerConfig, ProducerRecord, RecordMetadata};
@@ -200,7 +200,7 @@ impl Shared {
         headers.insert(header::TOPIC_ID, described.topic_id.to_string());
         let topic = Topic::new(name.clone(), described.topic_id, headers, limit, Instant::now());
         let subject =
-            |partition| Subject::from(self.services.data_subject(op::PRODUCE, DataTarget::Partition(partition), name));
+            |op: &str, partition| Subject::from(self.services.data_subject(op, DataTarget::Partition(partition), name));
         self.state().describe(topic, described.partitions.len() as u32, subject);
     }
 }

@@ -22,12 +22,14 @@ use crate::log::batch::{Compression, PackedBatch, restamp};
 use crate::types::TopicName;
 use crate::wire::Code;
 use crate::wire::admin::TopicDescription;
-use crate::wire::data::{Acks, Produced};
+use crate::wire::data::{Acks, PartitionOffsets, Produced};
 
 /// How many answers are taken before anything is sent again.
 const ANSWERS: usize = 256;
 /// How long the connection may take to take a message.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
+/// The last token of the subject on which a leader says where it stands.
+const LEADER: &str = "leader";
 /// Between two attempts to subscribe, and between two look-ups of a topic.
 const RETRY: Duration = Duration::from_millis(500);
 /// How many compressed batches and descriptions may wait here.
@@ -86,9 +88,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
 impl Sender {
     async fn run(mut self) {
         loop {
-            let outgoing = self.look();
-            let sent_any = !outgoing.is_empty();
+            let (outgoing, questions) = self.look();
+            let sent_any = !(outgoing.is_empty() && questions.is_empty());
             self.send(outgoing).await;
+            self.ask(questions).await;
             if sent_any {
                 // What was put back may be due already.
                 continue;
@@ -115,10 +118,10 @@ impl Sender {
     }
 
     /// Looks at every partition in which something may have changed, and takes out what is to be sent.
-    fn look(&mut self) -> Vec<Outgoing> {
+    fn look(&mut self) -> (Vec<Outgoing>, Vec<(Key, Subject)>) {
         let now = Instant::now();
         let shared = Arc::clone(&self.shared);
-        let (mut outgoing, mut ended) = (Vec::new(), Vec::new());
+        let (mut outgoing, mut questions, mut ended) = (Vec::new(), Vec::new(), Vec::new());
         {
             let mut state = shared.state();
             let mut keys = std::mem::take(&mut state.dirty);
@@ -133,6 +136,13 @@ impl Sender {
             }
             for key in keys {
                 self.visit(&mut state, key, now, &mut outgoing, &mut ended);
+                if let Some(partition) = state.partition(key)
+                    && partition.lane.doubts(now)
+                {
+                    questions.push((key, partition.question.clone()));
+                    // Its deadline is another one now.
+                    state.dirty.insert(key);
+                }
             }
             if self.look_at_topics <= now {
                 self.look_at_topics = now + RETRY;
@@ -140,7 +150,7 @@ impl Sender {
             }
         }
         settle(&shared.config, ended);
-        outgoing
+        (outgoing, questions)
     }
 
     fn visit(
@@ -238,6 +248,41 @@ impl Sender {
         settle(&shared.config, ended);
     }
 
+    /// Asks leaders that did not answer where they stand: nobody, or another one, is an answer as well.
+    async fn ask(&self, questions: Vec<(Key, Subject)>) {
+        for (key, subject) in questions {
+            let reply = format!("{}.{}.{}.{LEADER}", self.inbox, key.0, key.1);
+            let (headers, nothing) = (HeaderMap::new(), Bytes::new());
+            let client = &self.shared.client;
+            let asked = raw::publish_with_reply(client, &subject, &reply, headers, nothing, PUBLISH_TIMEOUT).await;
+            if let Err(error) = asked {
+                tracing::debug!(%subject, %error, "a leader was not asked");
+            }
+        }
+    }
+
+    /// What came of a question.
+    fn hear_of_leader(&self, message: &Message, now: Instant) -> Option<()> {
+        let mut tokens = message.subject.strip_prefix(self.inbox.as_str())?.strip_prefix('.')?.split('.');
+        let key = (tokens.next()?.parse().ok()?, tokens.next()?.parse().ok()?);
+        let is_nobody = message.status == Some(StatusCode::NO_RESPONDERS);
+        let stands = if is_nobody { None } else { leaders::json::<PartitionOffsets>(message, &message.subject).ok() };
+        let mut state = self.shared.state();
+        let partition = state.partition(key)?;
+        match stands {
+            Some(stands) if stands.leader_epoch > partition.leader_epoch => {
+                partition.leader_epoch = stands.leader_epoch;
+                partition.lane.leader_changed(now);
+            }
+            Some(_) => {}
+            None if is_nobody => partition.lane.leaderless(now, jitter()),
+            // A new leader that does not know yet what is committed: it may be asked again.
+            None => {}
+        }
+        state.dirty.insert(key);
+        Some(())
+    }
+
     async fn publish(
         &self,
         key: Key,
@@ -257,16 +302,23 @@ impl Sender {
     fn hear(&mut self, messages: &[Message]) {
         let now = Instant::now();
         let (shared, mut ended) = (Arc::clone(&self.shared), Vec::new());
-        let read: Vec<_> = messages.iter().filter_map(|message| self.read(message)).collect();
+        let (of_leaders, of_batches): (Vec<_>, Vec<_>) =
+            messages.iter().partition(|message| message.subject.ends_with(LEADER));
+        for message in of_leaders {
+            let _ = self.hear_of_leader(message, now);
+        }
+        let read: Vec<_> = of_batches.into_iter().filter_map(|message| self.read(message)).collect();
         {
             let mut state = shared.state();
             for (key, number, copy, answer) in read {
                 let Some(topic) = state.topics.get_mut(key.0) else { continue };
                 let Some(partition) = topic.partitions.get_mut(key.1 as usize) else { continue };
                 let Some(batch) = partition.lane.batch_mut(number) else { continue };
+                let mut leader_epoch = None;
                 let verdict = match answer {
                     Ok(produced) => {
                         batch.base = Some(produced.offset);
+                        leader_epoch = Some(produced.leader_epoch);
                         Verdict::Stored
                     }
                     Err(error) => {
@@ -276,6 +328,7 @@ impl Sender {
                         verdict
                     }
                 };
+                partition.leader_epoch = partition.leader_epoch.max(leader_epoch.unwrap_or_default());
                 partition.lane.answered(now, number, copy, verdict, jitter(), &mut ended);
                 state.dirty.insert(key);
             }

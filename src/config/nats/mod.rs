@@ -74,6 +74,10 @@ impl Connection {
     }
 }
 
+/// How many messages of one subscription may wait. Beyond that they are lost, and whoever sent them tries again. Ten thousand
+/// nodes' heartbeats come on one.
+const WAITING_MESSAGES: usize = 16_384;
+
 /// The last subjects that NATS did not permit.
 #[derive(Clone, Default, Debug)]
 struct Refused {
@@ -124,6 +128,7 @@ async fn open(
         let options = target
             .options()?
             .name(name)
+            .subscription_capacity(WAITING_MESSAGES)
             .ping_interval(Duration::from_millis(settings.ping_interval_ms))
             .connection_timeout(ATTEMPT.min(left))
             .reconnect_delay_callback(reconnect_delay)

@@ -3,6 +3,7 @@
 //! What an answer did not settle is settled by looking at the place itself; an empty place is filled with a no-op, since a
 //! publish that was buffered somewhere may still land. A deposed controller learns it here, at the latest.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use super::admin::Reply;
 use super::office::Role;
 use super::{AppendResult, Controller, Effect, Level, Token};
 use crate::metadata::{Cause, Entry, Offered, Record, encode_change};
-use crate::types::{ControllerEpoch, Monotonic, Position, RequestId, Version};
+use crate::types::{ControllerEpoch, Monotonic, Position, RequestId, StorageId, Version};
 use crate::wire::{Code, WireError};
 
 /// How long what an append came to may stay unknown.
@@ -46,6 +47,8 @@ enum Stage {
 pub(super) struct InFlight {
     entry: Entry,
     purpose: Purpose,
+    /// Who may lose a leadership by it.
+    pub(super) losers: BTreeSet<StorageId>,
     messages: Vec<Bytes>,
     sent: usize,
     expected: Version,
@@ -68,11 +71,6 @@ impl InFlight {
             Purpose::Replies(replies) => replies.iter().map(|(token, _)| *token).collect(),
             Purpose::Election | Purpose::Background => Vec::new(),
         }
-    }
-
-    /// The records that are about to take effect.
-    pub(super) fn records(&self) -> &[Record] {
-        &self.entry.records
     }
 
     fn is_about_liveness(&self) -> bool {
@@ -98,6 +96,7 @@ impl Controller {
         purpose: Purpose,
     ) {
         let cluster = self.image().map_or(self.me.founding, |image| image.cluster);
+        let losers = self.losers(&records);
         let entry = Entry {
             cluster,
             controller_epoch: self.history.controller_epoch(),
@@ -110,6 +109,7 @@ impl Controller {
         let in_flight = InFlight {
             entry,
             purpose,
+            losers,
             messages: Vec::new(),
             sent: 0,
             expected: Version::ZERO,

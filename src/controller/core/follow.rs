@@ -354,7 +354,7 @@ impl Controller {
             Err(()) => {}
             Ok(Some(payload)) if *payload != own.payload => {
                 self.halt(format!(
-                    "version {version} in its stream is not what this controller has: the history is forked"
+                    "version {version} in its stream is not what this controller has: the history is forked. Where the others go on with it, move this controller's data directory away and start it again: it takes theirs"
                 ));
             }
             // Where it was purged, the snapshot and what follows it have to show.

@@ -1,5 +1,6 @@
 //! The storage nodes' sessions: heartbeats and their answers, leases, silence, and what follows from it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::office::Role;
@@ -262,26 +263,42 @@ impl Controller {
 
     /// Whether the change under way may take a leadership from the node.
     pub(super) fn losing(&self, id: StorageId) -> bool {
-        let Some(in_flight) = &self.in_flight else { return false };
-        in_flight.records().iter().any(|record| match record {
-            Record::PartitionsChanged { topic_id, changes } => changes.iter().any(|change| {
-                let partition = self.image().and_then(|image| image.partition(*topic_id, change.partition));
-                change.leader.is_some() && partition.is_some_and(|partition| partition.leader == Some(id))
-            }),
-            Record::StorageStateChanged { storage, state, .. } => *storage == id && !state.serves(),
-            Record::StorageReplaced { storage, .. } | Record::StorageRegistered { storage, .. } => *storage == id,
-            Record::TopicDeleted { .. }
-            | Record::ClusterFounded { .. }
-            | Record::ClusterRestored { .. }
-            | Record::ControllerElected { .. }
-            | Record::SnapshotCommitted { .. }
-            | Record::StorageRemoved { .. }
-            | Record::PairingChanged { .. }
-            | Record::TopicCreated { .. }
-            | Record::PartitionsAdded { .. }
-            | Record::TopicConfigured { .. }
-            | Record::NoOp {} => false,
-        })
+        self.in_flight.as_ref().is_some_and(|in_flight| in_flight.losers.contains(&id))
+    }
+
+    /// From whom these records may take a leadership. Told once for a change, which may be of a million partitions, and not with
+    /// each heartbeat meanwhile.
+    pub(super) fn losers(&self, records: &[Record]) -> BTreeSet<StorageId> {
+        let mut losers = BTreeSet::new();
+        for record in records {
+            match record {
+                Record::PartitionsChanged { topic_id, changes } => {
+                    let topic = self.image().and_then(|image| image.topics.get(topic_id));
+                    let moved = changes.iter().filter(|change| change.leader.is_some());
+                    let leader = |change: &PartitionChange| topic?.partitions.get(change.partition as usize)?.leader;
+                    losers.extend(moved.filter_map(leader));
+                }
+                Record::StorageStateChanged { storage, state, .. } if !state.serves() => {
+                    losers.insert(*storage);
+                }
+                Record::StorageReplaced { storage, .. } | Record::StorageRegistered { storage, .. } => {
+                    losers.insert(*storage);
+                }
+                Record::StorageStateChanged { .. }
+                | Record::TopicDeleted { .. }
+                | Record::ClusterFounded { .. }
+                | Record::ClusterRestored { .. }
+                | Record::ControllerElected { .. }
+                | Record::SnapshotCommitted { .. }
+                | Record::StorageRemoved { .. }
+                | Record::PairingChanged { .. }
+                | Record::TopicCreated { .. }
+                | Record::PartitionsAdded { .. }
+                | Record::TopicConfigured { .. }
+                | Record::NoOp {} => {}
+            }
+        }
+        losers
     }
 
     pub(super) fn all_active_have(&self, version: Version) -> bool {

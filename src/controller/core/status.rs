@@ -1,15 +1,20 @@
 //! Answers to people who look: topics, nodes, and how the cluster does. Versions come from acknowledgements, counts from the
 //! metadata, neither from a heartbeat that may be old.
 
+use serde::Serialize;
+
 use super::office::Role;
 use super::{Controller, Token};
 use crate::metadata::{Image, NodeState, StorageNode, Topic};
-use crate::types::{StorageId, Version};
+use crate::types::{PartitionId, StorageId, Version};
 use crate::wire::admin::{
     ActiveController, ClusterStatus, MetadataServiceStatus, NodeDescription, NodeList, PartitionDescription,
     TopicDescription, TopicList, TopicSummary,
 };
 use crate::wire::{Code, WireError, admin};
+
+/// How many storage nodes that are not active a status names.
+const NAMED: usize = 100;
 
 impl Controller {
     pub(super) fn list_topics(&self, image: &Image) -> TopicList {
@@ -17,7 +22,12 @@ impl Controller {
         TopicList { version: self.history.position().version, topics }
     }
 
-    pub(super) fn describe_topic(&self, image: &Image, name: &str) -> Result<TopicDescription, WireError> {
+    pub(super) fn describe_topic(
+        &self,
+        image: &Image,
+        name: &str,
+        from: PartitionId,
+    ) -> Result<TopicDescription, WireError> {
         let unknown = || {
             let words = format!("there is no topic {name:?}; `dmq topic list` shows those there are");
             WireError::new(Code::UnknownTopicOrPartition, words)
@@ -32,14 +42,19 @@ impl Controller {
             isr: partition.isr().collect(),
             recovering: topic.recovering.contains(&(number as u32)),
         };
-        Ok(TopicDescription {
+        let mut description = TopicDescription {
             name: topic.name.to_string(),
             topic_id: topic.id,
             version: self.history.position().version,
             created_version: topic.created,
             config: topic.config.clone(),
-            partitions: topic.partitions.iter().enumerate().map(describe).collect(),
-        })
+            partitions: Vec::new(),
+            next: None,
+        };
+        let wanted = topic.partitions.iter().enumerate().skip(from as usize).map(describe);
+        (description.partitions, description.next) =
+            page(self.room_beside(&description), wanted, |partition| partition.partition);
+        Ok(description)
     }
 
     fn describe_node(&self, id: StorageId, node: &StorageNode) -> NodeDescription {
@@ -65,10 +80,29 @@ impl Controller {
         }
     }
 
-    pub(super) fn list_nodes(&self, image: &Image) -> NodeList {
-        let known = image.storage.iter().filter(|(_, node)| node.state != NodeState::Removed);
-        let nodes = known.map(|(id, node)| self.describe_node(*id, node)).collect();
-        NodeList { version: self.history.position().version, nodes }
+    pub(super) fn list_nodes(&self, image: &Image, from: Option<StorageId>) -> NodeList {
+        let mut list = NodeList { version: self.history.position().version, nodes: Vec::new(), next: None };
+        (list.nodes, list.next) = self.nodes_from(image, from, self.room_beside(&list));
+        list
+    }
+
+    /// As many nodes as fit, and the one to go on from.
+    fn nodes_from(
+        &self,
+        image: &Image,
+        from: Option<StorageId>,
+        room: usize,
+    ) -> (Vec<NodeDescription>, Option<StorageId>) {
+        let known = image.storage.range(from.unwrap_or(StorageId(0))..);
+        let present = known.filter(|(_, node)| node.state != NodeState::Removed);
+        page(room, present.map(|(id, node)| self.describe_node(*id, node)), |node| node.id)
+    }
+
+    /// The bytes that a message has for what is listed in an answer.
+    fn room_beside<T: Serialize>(&self, rest: &T) -> usize {
+        /// For the field that says where to go on.
+        const NEXT: usize = 64;
+        self.settings.message_limit.saturating_sub(admin::encode(rest).len() + NEXT)
     }
 
     pub(super) fn describe_one_node(&self, image: &Image, id: StorageId) -> Result<NodeDescription, WireError> {
@@ -77,7 +111,7 @@ impl Controller {
         Ok(self.describe_node(id, node))
     }
 
-    pub(super) fn cluster_status(&self) -> ClusterStatus {
+    pub(super) fn cluster_status(&self, from: Option<StorageId>) -> ClusterStatus {
         let mut problems = Vec::new();
         let active = match &self.role {
             Role::Active { epoch, .. } => Some(ActiveController { id: self.me.controller, epoch: *epoch }),
@@ -105,9 +139,9 @@ impl Controller {
             under_replicated_partitions: 0,
             recovering_partitions: 0,
             refused_messages: self.refused,
+            next: None,
         };
         if let Some(image) = self.image() {
-            status.storage_nodes = self.list_nodes(image).nodes;
             for topic in image.topics.values() {
                 status.recovering_partitions += topic.recovering.len() as u64;
                 let topic = summarise(topic);
@@ -117,8 +151,14 @@ impl Controller {
                 status.under_replicated_partitions += u64::from(topic.under_replicated_partitions);
             }
         }
-        for node in status.storage_nodes.iter().filter(|node| node.state != NodeState::Active) {
-            status.problems.push(format!("storage node {} is {}", node.id, node.state.as_str()));
+        let nodes = self.image().into_iter().flat_map(|image| image.storage.iter());
+        let mut not_active = nodes.filter(|(_, node)| !matches!(node.state, NodeState::Active | NodeState::Removed));
+        for (id, node) in not_active.by_ref().take(NAMED) {
+            status.problems.push(format!("storage node {id} is {}", node.state.as_str()));
+        }
+        match not_active.count() {
+            0 => {}
+            more => status.problems.push(format!("{more} more storage nodes are not active")),
         }
         let counts = [
             (status.leaderless_partitions, "without a leader"),
@@ -129,6 +169,9 @@ impl Controller {
             status.problems.push(format!("{count} partitions are {what}"));
         }
         status.healthy = status.problems.is_empty();
+        if let Some(image) = self.image() {
+            (status.storage_nodes, status.next) = self.nodes_from(image, from, self.room_beside(&status));
+        }
         status
     }
 
@@ -152,9 +195,10 @@ impl Controller {
     /// Answers what only reads. False where the verb is another.
     pub(super) fn read(&mut self, noun: &str, verb: &str, payload: &[u8], token: Token) -> bool {
         let nothing = || admin::decode::<admin::Nothing>(payload);
+        let nodes = || admin::decode::<admin::NodesFrom>(payload);
         let Some(image) = self.history.image() else {
             if (noun, verb) == ("cluster", "status") {
-                let status = admin::encode(&self.cluster_status());
+                let status = admin::encode(&self.cluster_status(None));
                 self.out.push(super::Effect::Answer { token, payload: status.into() });
                 return true;
             }
@@ -162,14 +206,14 @@ impl Controller {
         };
         let answer = match (noun, verb) {
             ("topic", "list") => nothing().map(|_| admin::encode(&self.list_topics(image))),
-            ("topic", "describe") => admin::decode::<admin::TopicNamed>(payload)
-                .and_then(|asked| self.describe_topic(image, &asked.name))
+            ("topic", "describe") => admin::decode::<admin::TopicDescribe>(payload)
+                .and_then(|asked| self.describe_topic(image, &asked.name, asked.from))
                 .map(|found| admin::encode(&found)),
-            ("node", "list") => nothing().map(|_| admin::encode(&self.list_nodes(image))),
+            ("node", "list") => nodes().map(|asked| admin::encode(&self.list_nodes(image, asked.from))),
             ("node", "describe") => admin::decode::<admin::NodeNamed>(payload)
                 .and_then(|asked| self.describe_one_node(image, asked.id))
                 .map(|found| admin::encode(&found)),
-            ("cluster", "status") => nothing().map(|_| admin::encode(&self.cluster_status())),
+            ("cluster", "status") => nodes().map(|asked| admin::encode(&self.cluster_status(asked.from))),
             ("metadata", "show") => nothing().and_then(|_| self.show(image)),
             _ => return false,
         };
@@ -193,6 +237,19 @@ impl Controller {
             lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(serde_json::from_slice).collect();
         parsed.map(|lines| admin::encode(&lines)).map_err(|error| WireError::malformed(&error))
     }
+}
+
+/// As many as fit into so many bytes, and the first that does not. One at least, so that whoever asks goes on.
+fn page<T: Serialize, K>(room: usize, all: impl Iterator<Item = T>, key: impl Fn(&T) -> K) -> (Vec<T>, Option<K>) {
+    let (mut taken, mut size) = (Vec::new(), 0);
+    for one in all {
+        size += admin::encode(&one).len() + 1;
+        if size > room && !taken.is_empty() {
+            return (taken, Some(key(&one)));
+        }
+        taken.push(one);
+    }
+    (taken, None)
 }
 
 fn summarise(topic: &Topic) -> TopicSummary {

@@ -756,6 +756,42 @@ fn who_waits_to_register_is_told_when_the_controller_is_no_longer_active() {
 }
 
 #[test]
+fn what_does_not_fit_one_answer_is_answered_in_several_each_of_which_says_where_to_go_on() {
+    const LIMIT: usize = 2_000;
+    let mut rig = Rig::active();
+    (0..20).for_each(|id| rig.register(id));
+    rig.pass(Duration::from_millis(100));
+    (0..20).for_each(|id| drop(rig.heartbeat(id, 10 + u64::from(id), 1)));
+    rig.pass(Duration::from_millis(100));
+    rig.admin("topic", "create", r#"{"name":"orders","partitions":50}"#.into());
+    rig.feed(Input::MessageLimit(LIMIT));
+    let mut ask = |noun: &str, verb: &str, mut request: serde_json::Value, list: &str, id: &str| {
+        let (mut ids, mut answers) = (Vec::new(), 0);
+        loop {
+            let token = rig.admin(noun, verb, request.to_string());
+            let answer = rig.answer(token).unwrap().clone().unwrap();
+            assert!(answer.len() <= LIMIT, "{} bytes", answer.len());
+            let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+            ids.extend(answer[list].as_array().unwrap().iter().map(|one| one[id].as_u64().unwrap()));
+            answers += 1;
+            match answer.get("next") {
+                Some(next) => request["from"] = next.clone(),
+                None => return (ids, answers),
+            }
+        }
+    };
+    let (partitions, answers) =
+        ask("topic", "describe", serde_json::json!({ "name": "orders" }), "partitions", "partition");
+    assert_eq!(partitions, (0..50).collect::<Vec<_>>());
+    assert!(answers > 3, "{answers} answers");
+    for (noun, verb, list) in [("node", "list", "nodes"), ("cluster", "status", "storageNodes")] {
+        let (nodes, answers) = ask(noun, verb, serde_json::json!({}), list, "id");
+        assert_eq!(nodes, (0..20).collect::<Vec<_>>());
+        assert!(answers > 3, "{answers} answers");
+    }
+}
+
+#[test]
 fn an_append_that_was_stored_but_not_answered_takes_effect_once() {
     let mut rig = Rig::with_nodes();
     let before = rig.stream.len();

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
@@ -54,6 +55,11 @@ pub(super) struct Disk {
 
 /// How many jobs may wait.
 const WAITING: usize = 4_096;
+/// So long a small change waits for others before it is synced. Nobody waits for this disk: what is stored in the stream is
+/// durable, and the storage nodes, which may share the disk, have their turn first.
+const GATHER: Duration = Duration::from_millis(2);
+/// More than this is written at once: it is too large for a push, and is fetched from here.
+const GATHER_BYTES: usize = 64 << 10;
 /// One append's worth.
 const BATCH_CHANGES: usize = 512;
 const BATCH_BYTES: usize = 4 << 20;
@@ -129,6 +135,9 @@ impl Worker {
     /// Appends this change and those that wait behind it.
     fn persist(&mut self, first: StoredChange, jobs: &mut mpsc::Receiver<Job>) -> Result<(), String> {
         let mut bytes = size(&first);
+        if bytes < GATHER_BYTES {
+            std::thread::sleep(GATHER);
+        }
         let mut batch = vec![first];
         while batch.len() < BATCH_CHANGES && bytes < BATCH_BYTES {
             let next = match self.waiting.pop_front().or_else(|| jobs.try_recv().ok()) {

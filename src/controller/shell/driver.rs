@@ -112,6 +112,8 @@ struct Inbox {
     shutdown: mpsc::Receiver<()>,
 }
 
+/// After so many turns in a row, others have theirs.
+const TURNS: u32 = 2;
 /// How many of one sort are taken in a turn.
 const BATCH: usize = 64;
 const REPORTS: usize = 1_024;
@@ -209,17 +211,23 @@ impl Driver {
     }
 
     async fn drive(&mut self, inbox: &mut Inbox) -> Result<(), ProcessError> {
+        let mut turns = 0;
         loop {
             let worked = self.turn(inbox).await;
             if let Some(ended) = self.ended.take() {
                 return ended;
             }
             while self.tasks.try_join_next().is_some() {}
-            if worked {
-                // Others on this thread have their turn, however much there is to do here.
-                tokio::task::yield_now().await;
-            } else {
+            if !worked {
+                turns = 0;
                 self.wait(inbox).await;
+                continue;
+            }
+            turns += 1;
+            if turns % TURNS == 0 {
+                // Others on this thread have their turn, however much there is to do here. It wakes another thread, too, so
+                // not after a turn that was all.
+                tokio::task::yield_now().await;
             }
         }
     }

@@ -13,7 +13,7 @@ use super::super::batch::{self, BatchHeader, Record};
 use super::super::scan::{Found, Scan, Scanner};
 use super::super::segment::{self, INDEX, LOG, Segment, TIME_INDEX};
 use super::super::{Damage, Files, LogError};
-use super::Log;
+use super::{Log, MaintenanceLimits};
 use crate::disk::{self, ReadFile};
 use crate::types::Offset;
 
@@ -74,7 +74,22 @@ struct LastOffsets {
     limit: usize,
 }
 
+/// A compaction that goes on from call to call.
+pub(super) struct Compaction {
+    last: LastOffsets,
+    /// The base from which on segments are yet to be written anew.
+    next: Offset,
+    /// The offset up to which all keys are in `last`.
+    end: Offset,
+    /// How often the log was cut when it began.
+    cuts: u64,
+}
+
 impl LastOffsets {
+    fn new(limit: usize) -> Self {
+        Self { by_key: HashMap::new(), limit: limit.max(1) }
+    }
+
     fn digest(key: &[u8]) -> [u8; 16] {
         let mut digest = [0; 16];
         digest.copy_from_slice(&Sha256::digest(key)[..16]);
@@ -100,17 +115,53 @@ impl Log {
         if !self.config.compact || first >= until {
             return Ok(Compacted::default());
         }
-        let mut last = LastOffsets { by_key: HashMap::new(), limit: max_keys.max(1) };
-        let end = self.collect_keys(first, until, &mut last)?;
+        let mut last = LastOffsets::new(max_keys);
+        let end = self.collect_keys(first, until, &mut last, u64::MAX)?;
         let mut done = Compacted { is_partial: end < until, ..Compacted::default() };
-        for group in self.groups(end) {
+        for group in self.groups(Offset::ZERO, end) {
             let before: u64 = group.iter().map(|base| self.segments[base].bytes).sum();
             let after = self.compact_group(&group, &last, now_ms)?;
             done.bytes_before += before;
             done.bytes_after += after;
         }
         self.cleaned = end;
+        self.compaction = None;
         Ok(done)
+    }
+
+    /// Goes on with a compaction by one run of segments, or begins one, where so much of the log is dirty: with the keys of so
+    /// many bytes at most, and of one segment at least. None where there is nothing to do.
+    pub(super) fn compact_some(
+        &mut self,
+        now_ms: i64,
+        below: Offset,
+        limits: &MaintenanceLimits,
+    ) -> Result<Option<Compacted>, LogError> {
+        let cuts = self.cuts;
+        let under_way = self.compaction.take().filter(|compaction| compaction.cuts == cuts && self.config.compact);
+        let Some(mut compaction) = under_way else {
+            let (first, until) = (self.first_dirty(), self.first_uncleanable(now_ms, below));
+            if !self.config.compact || first >= until {
+                return Ok(None);
+            }
+            let dirty = self.dirty_ratio() * 100.0 >= f64::from(self.config.min_cleanable_dirty_percent);
+            if !(dirty || self.is_overdue(first, now_ms)) {
+                return Ok(None);
+            }
+            let mut last = LastOffsets::new(limits.keys);
+            let end = self.collect_keys(first, until, &mut last, limits.bytes)?;
+            self.compaction = Some(Compaction { last, next: Offset::ZERO, end, cuts });
+            return Ok(Some(Compacted { is_partial: true, ..Compacted::default() }));
+        };
+        let Some(group) = self.groups(compaction.next, compaction.end).into_iter().next() else {
+            self.cleaned = self.cleaned.max(compaction.end);
+            return Ok(Some(Compacted::default()));
+        };
+        let bytes_before = group.iter().map(|base| self.segments[base].bytes).sum();
+        compaction.next = self.upper_bound(group[group.len() - 1]);
+        let bytes_after = self.compact_group(&group, &compaction.last, now_ms)?;
+        self.compaction = Some(compaction);
+        Ok(Some(Compacted { bytes_before, bytes_after, is_partial: true }))
     }
 
     /// What part of the log's closed segments compaction has not looked at, from 0 to 1 (Kafka's dirty ratio).
@@ -122,6 +173,12 @@ impl Log {
             dirty += if segment.base >= self.first_dirty() { segment.bytes } else { 0 };
         }
         if all == 0 { 0.0 } else { dirty as f64 / all as f64 }
+    }
+
+    /// Whether the oldest record that compaction has not looked at is older than `max.compaction.lag.ms`.
+    fn is_overdue(&self, first: Offset, now_ms: i64) -> bool {
+        let oldest = self.segment_of(first).first_timestamp;
+        oldest.is_some_and(|oldest| now_ms.saturating_sub(oldest) > self.config.max_compaction_lag_ms)
     }
 
     fn first_uncleanable(&self, now_ms: i64, below: Offset) -> Offset {
@@ -138,9 +195,19 @@ impl Log {
     }
 
     /// The offset up to which all keys are in `last`: `until`, or less where it is full.
-    fn collect_keys(&self, first: Offset, until: Offset, last: &mut LastOffsets) -> Result<Offset, LogError> {
+    fn collect_keys(
+        &self,
+        first: Offset,
+        until: Offset,
+        last: &mut LastOffsets,
+        mut bytes_left: u64,
+    ) -> Result<Offset, LogError> {
         let begin = self.segment_of(first).base;
         for base in self.segments.range(begin..until).map(|(base, _)| *base).collect::<Vec<_>>() {
+            if bytes_left == 0 {
+                return Ok(base.max(first));
+            }
+            bytes_left = bytes_left.saturating_sub(self.segments[&base].bytes);
             let mut batches = self.batches(base)?;
             while let Some((header, bytes)) = batches.next(self)? {
                 if header.next_offset() <= first || header.attributes.is_control() {
@@ -160,11 +227,11 @@ impl Log {
         Ok(until)
     }
 
-    /// Runs of segments that begin before `end` and that make one segment together.
-    fn groups(&self, end: Offset) -> Vec<Vec<Offset>> {
+    /// Runs of segments that begin at or behind `from` and before `end`, and that make one segment together.
+    fn groups(&self, from: Offset, end: Offset) -> Vec<Vec<Offset>> {
         let mut groups: Vec<Vec<Offset>> = Vec::new();
         let mut bytes = 0;
-        for segment in self.segments.range(..end).map(|(_, segment)| segment) {
+        for segment in self.segments.range(from.min(end)..end).map(|(_, segment)| segment) {
             if segment.base == self.active().base {
                 break;
             }

@@ -23,9 +23,16 @@ pub struct LogConfig {
     pub compact: bool,
     pub delete_retention_ms: i64,
     pub min_compaction_lag_ms: i64,
+    /// Records this old are compacted even where little of the log is dirty.
+    pub max_compaction_lag_ms: i64,
+    /// Compaction begins once so much of the closed segments is dirty, in percent (`min.cleanable.dirty.ratio`).
+    pub min_cleanable_dirty_percent: u8,
     /// How long an idempotent producer is remembered that writes nothing.
     pub producer_expiration_ms: i64,
 }
+
+/// A compaction goes segment by segment while clients wait, so those of a compacted log are no larger.
+const COMPACTED_SEGMENT_BYTES: u64 = 64 << 20;
 
 impl Default for LogConfig {
     fn default() -> Self {
@@ -42,6 +49,8 @@ impl Default for LogConfig {
             compact: false,
             delete_retention_ms: 24 * 3_600_000,
             min_compaction_lag_ms: 0,
+            max_compaction_lag_ms: i64::MAX,
+            min_cleanable_dirty_percent: 50,
             producer_expiration_ms: 24 * 3_600_000,
         }
     }
@@ -57,6 +66,10 @@ impl LogConfig {
         set("segment.ms", &mut config.segment_ms);
         set("delete.retention.ms", &mut config.delete_retention_ms);
         set("min.compaction.lag.ms", &mut config.min_compaction_lag_ms);
+        set("max.compaction.lag.ms", &mut config.max_compaction_lag_ms);
+        if let Some(ratio) = keys.get("min.cleanable.dirty.ratio").and_then(|value| value.parse::<f64>().ok()) {
+            config.min_cleanable_dirty_percent = (ratio * 100.0).clamp(0.0, 100.0) as u8;
+        }
         if let Some(bytes) = number("segment.bytes").and_then(|bytes| u64::try_from(bytes).ok()) {
             config.segment_bytes = bytes;
         }
@@ -72,6 +85,9 @@ impl LogConfig {
         if let Some(policy) = keys.get("cleanup.policy") {
             config.delete = policy.split(',').any(|word| word.trim() == "delete");
             config.compact = policy.split(',').any(|word| word.trim() == "compact");
+        }
+        if config.compact {
+            config.segment_bytes = config.segment_bytes.min(COMPACTED_SEGMENT_BYTES);
         }
         if keys.get("message.timestamp.type").is_some_and(|kind| kind == "LogAppendTime") {
             config.timestamp_type = TimestampType::LogAppendTime;

@@ -47,9 +47,26 @@ impl Log {
         Ok(self.start)
     }
 
+    /// Kafka's DeleteRecords: what [`Self::delete_before`] does, and never more than is committed.
+    ///
+    /// # Errors
+    /// `OffsetOutOfRange` behind the high watermark.
+    pub fn delete_records(&mut self, offset: Offset, high_watermark: Offset) -> Result<Offset, LogError> {
+        if offset > high_watermark {
+            let (partition, start) = (self.id.clone(), self.start);
+            return Err(LogError::OffsetOutOfRange { partition, offset, start, end: high_watermark });
+        }
+        self.delete_before(offset)
+    }
+
     /// Deletes the oldest segments that `retention.ms` and `retention.bytes` give up, as far as all their records are below
     /// `below`, the high watermark. `now_ms` is wall time in milliseconds since 1970. How many segments went.
     pub fn delete_old(&mut self, now_ms: i64, below: Offset) -> Result<usize, LogError> {
+        self.delete_some(now_ms, below, usize::MAX)
+    }
+
+    /// The same, of so many segments at most.
+    pub(super) fn delete_some(&mut self, now_ms: i64, below: Offset, limit: usize) -> Result<usize, LogError> {
         self.check_usable()?;
         self.producers.expire(now_ms.saturating_sub(self.config.producer_expiration_ms));
         if !self.config.delete {
@@ -57,7 +74,7 @@ impl Log {
         }
         let mut size = self.size_bytes();
         let mut start = self.start;
-        for segment in self.segments.values() {
+        for segment in self.segments.values().take(limit) {
             let end = self.upper_bound(segment.base);
             let old = |ms: i64| segment.largest.0 >= 0 && now_ms.saturating_sub(segment.largest.0) > ms;
             let too_old = self.config.retention_ms.is_some_and(old);

@@ -4,6 +4,7 @@ mod append;
 mod compact;
 mod config;
 mod cut;
+mod maintain;
 mod open;
 mod plan;
 mod read;
@@ -16,11 +17,14 @@ use std::sync::Arc;
 
 pub use append::AppendInfo;
 pub use compact::Compacted;
+use compact::Compaction;
 pub use config::LogConfig;
+pub use maintain::{Maintained, MaintenanceLimits};
 pub use open::OpenOptions;
 pub use plan::ReadPlan;
 pub(super) use plan::relative;
 pub use read::{Fetched, TimestampOffset};
+pub(super) use sync::StagedCheckpoint;
 pub use sync::SyncTicket;
 
 use plan::Disturbances;
@@ -56,6 +60,8 @@ pub struct Log {
     cleaned: Offset,
     /// Rises with every cut, so that a sync that began before says nothing about what came after.
     cuts: u64,
+    /// What of a compaction is under way.
+    compaction: Option<Compaction>,
     disturbances: Disturbances,
     poisoned: Option<String>,
 }
@@ -123,6 +129,18 @@ impl Log {
     /// What was found damaged when the log was opened. Later damage shows when it is read.
     pub fn damages(&self) -> &[Damage] {
         &self.damages
+    }
+
+    /// Where the first of them begins: a follower cuts there ([`Self::truncate_to`]) before it asks its leader for anything, and
+    /// copies on from there. Nothing before it is missing.
+    ///
+    /// Whether that takes something that counted, the log cannot know: a loss of power tears only what was never synced, so
+    /// never acknowledged; a bad disk spoils anything. It does not if it is at or behind the high watermark that the replica
+    /// remembers. Otherwise the replica has lost records that others count on it for: it must leave the in-sync replicas before
+    /// it cuts, and come back as one that copies. A leader that has no other replica to copy from keeps the rest and serves it;
+    /// reading goes on behind each range.
+    pub fn first_damage(&self) -> Option<Offset> {
+        self.damages.iter().map(|damage| damage.offsets.start).min()
     }
 
     /// Why it takes no more writes, if it doesn't.

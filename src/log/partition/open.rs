@@ -86,7 +86,7 @@ impl Log {
         let io = |action| LogError::io(&id, action, &dir);
         files.disk().create_dir(&dir).map_err(io("create"))?;
         let mut names = Names::read(&files, &dir).map_err(io("list"))?;
-        check_topic(&id, &dir, &files, options.topic, &names)?;
+        check_topic(&id, &dir, &files, &options, &names)?;
         for name in &names.refuse {
             files.disk().remove(&dir.join(name)).map_err(io("remove what was left in"))?;
         }
@@ -120,6 +120,7 @@ impl Log {
             damages: Vec::new(),
             cleaned: options.cleaned,
             cuts: 0,
+            compaction: None,
             disturbances: Disturbances::default(),
             poisoned: None,
         };
@@ -338,21 +339,39 @@ impl Log {
     }
 }
 
-fn check_topic(id: &TopicPartition, dir: &Path, files: &Files, wanted: TopicId, names: &Names) -> Result<(), LogError> {
-    let path = dir.join(PARTITION_METADATA);
+fn check_topic(
+    id: &TopicPartition,
+    dir: &Path,
+    files: &Files,
+    options: &OpenOptions,
+    names: &Names,
+) -> Result<(), LogError> {
+    let (path, wanted) = (dir.join(PARTITION_METADATA), options.topic);
+    let write = || {
+        let text = checkpoint::format_partition_metadata(wanted);
+        checkpoint::replace(files.disk(), &path, text.as_bytes()).map_err(LogError::io(id, "write", &path))
+    };
+    // Where many are made at once, who is killed leaves some half made: without records, and where it is to begin.
+    let is_new = || match names.bases[..] {
+        [] => true,
+        [base] => {
+            base == options.log_start && files.disk().size(&segment::path(dir, base, LOG)).is_ok_and(|size| size == 0)
+        }
+        _ => false,
+    };
     if !names.has_metadata {
-        if !names.bases.is_empty() {
+        if !is_new() {
             let what = format!("it has segments but no {PARTITION_METADATA}");
             return Err(LogError::Unusable { partition: id.clone(), path: dir.to_owned(), what });
         }
-        let text = checkpoint::format_partition_metadata(wanted);
-        return checkpoint::replace(files.disk(), &path, text.as_bytes()).map_err(LogError::io(id, "write", &path));
+        return write();
     }
     let bytes = checkpoint::read(files.disk(), &path).map_err(LogError::io(id, "read", &path))?;
     let text = String::from_utf8(bytes.unwrap_or_default()).unwrap_or_default();
     match checkpoint::parse_partition_metadata(&text) {
         Ok(found) if found == wanted => Ok(()),
         Ok(found) => Err(LogError::OtherTopic { partition: id.clone(), path: dir.to_owned(), found, wanted }),
-        Err(error) => Err(LogError::Unusable { partition: id.clone(), path, what: error.to_string() }),
+        Err(_) if is_new() => write(),
+        Err(error) => Err(LogError::Unusable { partition: id.clone(), path: path.clone(), what: error.to_string() }),
     }
 }

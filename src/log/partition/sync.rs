@@ -6,13 +6,23 @@ use std::sync::PoisonError;
 
 use super::super::checkpoint::{self, LEADER_EPOCHS};
 use super::super::files::Writer;
-use super::super::segment::{LOG, SNAPSHOT};
+use super::super::segment::{Aside, LOG, SNAPSHOT};
 use super::super::{LogError, segment};
 use super::Log;
+use crate::disk;
 use crate::types::Offset;
 
 /// So many bytes of a segment are appended before its indexes are written; a restart after a kill reads as many again.
 const SPILL_BYTES: u64 = 16 << 20;
+
+/// A checkpoint whose files are written and not all in their places.
+pub(in super::super) struct StagedCheckpoint {
+    /// The names that files which stand aside are to get.
+    renames: Vec<PathBuf>,
+    aside: Aside,
+    /// The offset of the producers' snapshot that is among them, or that was there already.
+    snapshot: Offset,
+}
 
 /// A sync that can run without the log at hand, on another thread.
 pub struct SyncTicket {
@@ -93,6 +103,68 @@ impl Log {
         self.sync()?;
         self.spill()?;
         self.write_snapshot()
+    }
+
+    /// The first step of a checkpoint of many logs: writes all that stands aside or before the index of offsets. Each step's
+    /// files are to be synced before the next one is taken. Only what is synced may be in them; none where nothing is to do.
+    pub(in super::super) fn stage_checkpoint(&self) -> Result<Option<StagedCheckpoint>, LogError> {
+        self.check_usable()?;
+        let active = self.active();
+        let snapshot = self.snapshot != Some(self.end) && self.end != Offset::ZERO;
+        let indexes = [active.offsets.tail_len(), active.times.tail_len()] != [0, 0]
+            || !(active.offsets.on_disk && active.times.on_disk);
+        if self.is_dirty() || !(snapshot || indexes || self.epochs_changed) {
+            return Ok(None);
+        }
+        let mut renames = Vec::new();
+        if self.epochs_changed {
+            let text = checkpoint::format_epochs(&self.epochs);
+            renames.push(self.write_aside(self.dir.join(LEADER_EPOCHS), text.as_bytes())?);
+        }
+        if snapshot {
+            let path = segment::path(&self.dir, self.end, SNAPSHOT);
+            renames.push(self.write_aside(path, &self.producers.encode())?);
+        }
+        let aside = self.active().stage_times(&self.files, &self.dir);
+        let aside = aside.map_err(self.io("write an index in", &self.dir))?;
+        Ok(Some(StagedCheckpoint { renames, aside, snapshot: self.end }))
+    }
+
+    /// The second step: gives the files that stand aside their names.
+    pub(in super::super) fn name_checkpoint(&self, staged: &StagedCheckpoint) -> Result<(), LogError> {
+        staged.renames.iter().try_for_each(|path| {
+            let renamed = self.files.disk().rename(&disk::temporary_name(path), path);
+            renamed.map_err(self.io("write", path))
+        })?;
+        let named = self.active().name_times(&self.files, &self.dir, staged.aside);
+        named.map_err(self.io("write an index in", &self.dir))
+    }
+
+    /// The third step: the index of offsets, which says that all the rest is there.
+    pub(in super::super) fn index_checkpoint(&self, staged: &StagedCheckpoint) -> Result<(), LogError> {
+        let written = self.active().stage_offsets(&self.files, &self.dir, staged.aside);
+        written.map_err(self.io("write an index in", &self.dir))
+    }
+
+    /// All three are durable.
+    pub(in super::super) fn finish_checkpoint(&mut self, staged: StagedCheckpoint) -> Result<(), LogError> {
+        self.active_mut().mark_written();
+        self.epochs_changed = false;
+        let end = staged.snapshot;
+        match self.snapshot {
+            Some(old) if old == end => Ok(()),
+            None if end == Offset::ZERO => Ok(()),
+            old => {
+                self.snapshot = Some(end);
+                old.map_or(Ok(()), |old| self.remove_snapshot_unless_needed(old))
+            }
+        }
+    }
+
+    fn write_aside(&self, path: PathBuf, bytes: &[u8]) -> Result<PathBuf, LogError> {
+        let written = self.files.disk().create(&disk::temporary_name(&path)).and_then(|mut file| file.append(bytes));
+        written.map_err(self.io("write", &path))?;
+        Ok(path)
     }
 
     /// Writes the indexes, and before them the epochs: who opens the log reads neither batches nor epochs again of what the

@@ -1,6 +1,8 @@
 //! What a log does, on a disk in memory and on a real one.
 
 mod beside;
+mod maintain;
+mod many;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

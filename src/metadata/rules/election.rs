@@ -69,7 +69,10 @@ pub fn elect(
     let keeps = partition.leader.filter(|leader| has_state(leader, NodeState::Active));
     let drains = || partition.leader.filter(|leader| has_state(leader, NodeState::Draining));
     let clean = keeps.or_else(|| first(NodeState::Active)).or_else(drains).or_else(|| first(NodeState::Draining));
-    let unclean = || if topic.unclean_election() { elect_unclean(partition, standing, &holds) } else { None };
+    let allowed = topic.unclean_election();
+    #[cfg(test)]
+    let allowed = allowed || crate::simulator::planted(crate::simulator::Bug::UncleanAnyway);
+    let unclean = || if allowed { elect_unclean(partition, standing, &holds) } else { None };
 
     let before: SmallVec<[StorageId; 8]> = partition.isr().collect();
     let (leader, isr): (_, SmallVec<[StorageId; 8]>) = match (clean, clean.is_none().then(unclean).flatten()) {

@@ -269,7 +269,7 @@ mod tests {
         let newer = IsrChange { leader_epoch: LeaderEpoch(1), ..good.clone() };
         assert_eq!(outcome(&world, 0, newer), Err(IsrError::NotController { topic, partition }));
         let invalid = Err(IsrError::InvalidReplicas { topic, partition });
-        assert_eq!(outcome(&world, 0, settles(&world, &[1])), invalid);
+        assert_eq!(outcome(&world, 0, settles(&world, &[0, 3])), invalid);
         let other = IsrChange { isr: vec![(node, NodeEpoch(0)), (StorageId(0), world.epoch(0))], ..good.clone() };
         assert_eq!(outcome(&world, 0, other), Err(IsrError::IneligibleReplica { topic, partition, node }));
         let old = world.epoch(0);

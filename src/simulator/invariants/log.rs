@@ -22,6 +22,7 @@ impl World {
                 self.checker.change(now, before.as_ref(), &change, message);
                 self.check_taken(&change);
                 self.note_change(&change);
+                self.check_joined();
             }
             Ok(Offered::Known | Offered::Void(_) | Offered::Part) => {}
             Err(error) => self.checker.break_rule(6, || format!("version {sequence} cannot be applied: {error}")),
@@ -94,6 +95,7 @@ impl World {
                 checker.pairings.insert((*id, node.pairing_epoch.0), controller);
             }
         }
+        checker.records_restored(image);
         checker.history = History::from_image(image.clone(), position);
         checker.trail.push(Step { at: now, history: checker.history.clone() });
         checker.lost = false;
@@ -113,6 +115,7 @@ impl World {
         checker.history = checker.trail.last().map(|step| step.history.clone()).unwrap_or_default();
         checker.lost = true;
         checker.went_back = true;
+        checker.records_went_back();
         checker.leaders.retain(|_, (_, version)| version.0 <= last);
         checker.effects.retain(|_, version| version.0 <= last);
         checker.acknowledged.retain(|_, version| version.0 <= last);
@@ -216,6 +219,7 @@ impl Checker {
                 Record::StorageStateChanged { storage, state: crate::metadata::NodeState::Fenced, .. } => {
                     self.fenced_at.insert(*storage, version);
                 }
+                Record::TopicDeleted { topic_id } => self.topic_deleted(*topic_id),
                 Record::PairingChanged { storage, controller: Some(controller) } => {
                     self.paired(*storage, *controller, version);
                 }
@@ -246,6 +250,7 @@ impl Checker {
         if let Some(joined) = new.isr().find(|node| !members.contains(node) && !serves(*node)) {
             self.break_rule(5, || format!("at version {version} storage node {joined}, fenced, joins {place:?}"));
         }
+        self.partition_stored(place, old, new, image);
         self.moved.entry((place, new.leader_epoch)).or_insert(now);
         let highest = self.highest.entry(place).or_insert((LeaderEpoch(0), PartitionEpoch(0)));
         *highest = (highest.0.max(new.leader_epoch), highest.1.max(new.epoch));

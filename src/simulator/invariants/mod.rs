@@ -8,16 +8,20 @@
 //! 6. nothing of a deposed controller counts after its successor's election (`log`);
 //! 7. what was acknowledged is in the history for good, what was refused is not, a retry takes effect once (`requests`);
 //! 8. a snapshot and what follows it are the full replay (`log`);
+//! 9. what is committed is on the disks of all in-sync replicas, and so in the log of every later leader; it is there once,
+//!    the same in all replicas, and what consumers see never falls back (`records`);
 //! 10. a node's epoch rises with every incarnation, and what carries an older one changes nothing (`sessions`);
 //! 11. the silent are fenced in time, and the living never (`sessions`, `progress`);
 //! 12. a granted shutdown: the node leads nothing, and every active node has applied that (`sessions`);
 //! 14. one pairing per node and pairing epoch, and nobody else's push is applied (`pairings`);
+//! 15. who follows cuts off nothing that is committed (`records`);
 //! 16. once faults stop, all heals within a bounded time (`progress`).
 
 mod leaders;
 mod log;
 mod pairings;
 mod progress;
+mod records;
 mod requests;
 mod sessions;
 mod states;
@@ -77,6 +81,7 @@ pub struct Checker {
     heard: BTreeMap<(usize, usize), sessions::Heard>,
     isr_asked: BTreeMap<(usize, u64), (StorageId, NodeEpoch)>,
     progress: progress::Progress,
+    records: records::Records,
 }
 
 impl Checker {

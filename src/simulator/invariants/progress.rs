@@ -1,5 +1,7 @@
 //! Once faults stop, all heals; and then a silent node is fenced in time, and nobody else is.
 
+use std::collections::BTreeMap;
+
 use crate::metadata::{Image, NodeState};
 use crate::simulator::controllers::{LEASE_MS, SESSION};
 use crate::simulator::queue::{MS, SECOND, Time};
@@ -11,9 +13,14 @@ use crate::wire::ControllerRole;
 /// a session.
 const BOUND: Time = 90 * SECOND;
 
+/// How long a controller that can hear may go on with more than the stream has; and how often that is looked at.
+const HALTS: Time = 5 * SECOND + SECOND;
+
 #[derive(Default)]
 pub struct Progress {
     stage: Stage,
+    /// For each controller, since when it has more than the stream and goes on, over which connection.
+    ahead: BTreeMap<Proc, (Time, u64)>,
 }
 
 #[derive(Default)]
@@ -43,13 +50,17 @@ impl Progress {
 impl World {
     pub fn look_for_progress(&mut self) {
         self.check_all_leads();
+        self.check_halts();
         let Some(healed_at) = self.faults.healed_at else { return };
         let now = self.now();
         match self.checker.progress.stage {
             Stage::Healing => match self.is_whole() {
                 Ok(()) if self.is_on_record() => self.begin_silence(),
                 Ok(()) => self.agree_on_a_lost_history(),
-                Err(words) if now > healed_at + BOUND => self.checker.break_rule(16, || words),
+                Err(words) if now > healed_at + BOUND => {
+                    self.tell_of_partitions();
+                    self.checker.break_rule(16, || words);
+                }
                 Err(_) => {}
             },
             Stage::Silent { proc, storage, since, failover } => {
@@ -64,10 +75,38 @@ impl World {
                     self.check_requests_at_the_end();
                     self.checker.progress.stage = Stage::Done;
                 }
-                Err(words) if now > since + BOUND => self.checker.break_rule(16, || format!("again: {words}")),
+                Err(words) if now > since + BOUND => {
+                    self.tell_of_partitions();
+                    self.checker.break_rule(16, || format!("again: {words}"));
+                }
                 Err(_) => {}
             },
             Stage::Done => {}
+        }
+    }
+
+    /// Whoever has more than the stream, and can hear so, stops writing in time.
+    fn check_halts(&mut self) {
+        let now = self.now();
+        let last = if self.stream.exists { self.stream.last() } else { 0 };
+        let is_calm = self.weather.lost == 0 && self.weather.slow == 0;
+        for proc in 0..CONTROLLERS {
+            let host = &self.hosts[proc];
+            let hears = host.up && host.frozen.is_none() && host.connection.is_some() && !host.cut_in && !host.cut_out;
+            let generation = host.generation;
+            let goes_on = self.controllers[proc].as_ref().is_some_and(|controller| {
+                controller.core.history().seen().0 > last && controller.core.role() != ControllerRole::Halted
+            });
+            let before = self.checker.progress.ahead.get(&proc).filter(|(_, over)| *over == generation);
+            match before.copied() {
+                _ if !(is_calm && hears && goes_on) => drop(self.checker.progress.ahead.remove(&proc)),
+                Some((since, _)) if now > since + HALTS => {
+                    let words = || format!("{} has more than the stream's {last}, and goes on", name(proc));
+                    self.checker.break_rule(16, words);
+                }
+                Some(_) => {}
+                None => drop(self.checker.progress.ahead.insert(proc, (now, generation))),
+            }
         }
     }
 
@@ -126,6 +165,21 @@ impl World {
         }
     }
 
+    /// How the partitions stand that are not whole, for who reads the run.
+    fn tell_of_partitions(&mut self) {
+        let Some(image) = self.checker.image().cloned() else { return };
+        for (id, topic) in &image.topics {
+            for (number, partition) in (0..).zip(topic.partitions.iter()) {
+                let is_whole = partition.isr().count() == partition.replicas.len();
+                for proc in (CONTROLLERS..=COPY).filter(|_| !is_whole) {
+                    let Some(node) = &self.nodes[proc - CONTROLLERS] else { continue };
+                    let words = node.replicas.engine.story((*id, number));
+                    self.note(|| format!("{}: partition {number} of {}: {words}", name(proc), topic.name));
+                }
+            }
+        }
+    }
+
     fn is_active(&self, proc: Proc) -> bool {
         self.controllers[proc].as_ref().is_some_and(|c| c.core.acting_epoch().is_some())
     }
@@ -151,7 +205,8 @@ impl World {
             self.is_node_whole(proc, image).map_err(|words| format!("{} {words}", name(proc)))?;
         }
         are_partitions_whole(image)?;
-        if !self.clients.is_idle() {
+        self.are_replicas_whole(image)?;
+        if !self.clients.is_idle() || !self.producers.is_idle() {
             return Err("a client still waits".into());
         }
         Ok(())

@@ -169,7 +169,7 @@ impl Worker {
     }
 
     pub(super) fn pending_deadline(&self) -> Option<Monotonic> {
-        (!self.pending.is_empty()).then(|| self.timeout_check_at)
+        (!self.pending.is_empty()).then_some(self.timeout_check_at)
     }
 
     /// Tells those whose time is over. What they sent stays in the log, and may yet be committed.

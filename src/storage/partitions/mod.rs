@@ -14,6 +14,7 @@ mod groups;
 mod log;
 mod request;
 mod serve;
+mod upkeep;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -32,7 +33,6 @@ use super::subjects::Subjects;
 use crate::log::{LogConfig, LogDirectoryError, LogError, TopicPartition};
 use crate::process::Clock;
 use crate::types::{Monotonic, StorageId};
-use crate::wire::replica::ReplicaFetch;
 pub(super) use answer::error_answer;
 use coordinator::Loaded;
 pub(super) use faults::{Vitals, Whose};
@@ -68,9 +68,9 @@ pub(in crate::storage) enum Command {
     Disconnected,
     SubjectsChanged,
     InSyncAnswers(Vec<InSyncOutcome>),
-    /// A follower's poll.
+    /// A follower's poll, which can be read.
     Poll {
-        poll: ReplicaFetch,
+        payload: Bytes,
         reply: Subject,
     },
     PollAnswer {

@@ -202,8 +202,9 @@ impl Hub {
             let Some(mut polls) = hub.subscribe(&subject).await else { return };
             while let Some(Message { payload, reply, .. }) = polls.next().await {
                 let Some(reply) = reply else { continue };
+                // Read here and in the engine, so that nothing is kept of whoever will get no answer.
                 match ReplicaFetch::decode(&payload) {
-                    Ok(poll) => hub.command(Command::Poll { poll, reply }).await,
+                    Ok(_) => hub.command(Command::Poll { payload, reply }).await,
                     // Whoever sends that is no follower that keeps to this protocol, and has nothing to wait for.
                     Err(error) => hub.refuse(Whose::Followers, 1, || format!("a poll: {error}")),
                 }

@@ -15,9 +15,10 @@ use super::fetches::Fetches;
 use super::flush::{Flusher, Synced};
 use super::log::{Failure, PartitionLog, millis};
 use super::serve::Hub;
+use super::upkeep::Upkeep;
 use super::{Command, Held, Lease, Options, StartError};
 use crate::disk::RealDisk;
-use crate::log::{DEFAULT_OPEN_FILES, Log, LogConfig, LogDirectory, LogError, TopicPartition};
+use crate::log::{DEFAULT_OPEN_FILES, Log, LogConfig, LogDirectory, LogError, TopicPartition, WantedLog};
 use crate::process::Clock;
 use crate::storage::core::{self, InSyncOutcome, InSyncWish, Peer, Place, Token, Unassigned};
 use crate::storage::replicas::{Effect, Input, Led, LogEnd, Replicas};
@@ -36,6 +37,7 @@ pub(super) struct Worker {
     pub(super) peers: BTreeMap<StorageId, Peer>,
     pub(super) me: Option<StorageId>,
     pub(super) faults: Faults,
+    pub(super) upkeep: Upkeep,
     flusher: Flusher,
     pub(super) fetches: Fetches,
     /// Of the partitions of the offsets topic that are led here.
@@ -77,6 +79,7 @@ pub(super) fn start(
         peers: BTreeMap::new(),
         me: None,
         faults: Faults::new(vitals.clone()),
+        upkeep: Upkeep::default(),
         flusher,
         fetches: Fetches::default(),
         coordinators: BTreeMap::new(),
@@ -108,7 +111,8 @@ impl Worker {
         loop {
             let deadline =
                 [self.engine.next_deadline(), self.fetches.deadline(), self.pending_deadline(), self.faults.deadline()];
-            let deadline = deadline.into_iter().flatten().min().map(|at| self.clock.instant(at));
+            let deadline =
+                deadline.into_iter().chain([self.upkeep_deadline()]).flatten().min().map(|at| self.clock.instant(at));
             tokio::select! {
                 biased;
                 Some(done) = synced.recv() => self.synced(done),
@@ -130,6 +134,7 @@ impl Worker {
                 self.command(now, command).await;
             }
             self.retry_faults(now);
+            self.keep_up(now);
             self.settle(now).await;
         }
     }
@@ -193,7 +198,11 @@ impl Worker {
             }
             Command::Replicas { assigned, unassigned } => {
                 unassigned.into_iter().for_each(|gone| self.unassign(now, gone));
-                assigned.into_iter().for_each(|held| self.assign(now, held));
+                let mut opened = self.open_many(&assigned);
+                for held in assigned {
+                    let log = opened.remove(&held.place);
+                    self.assign_with(now, held, log);
+                }
             }
             Command::MayLead(may) => {
                 self.told_may_lead = may;
@@ -204,14 +213,14 @@ impl Worker {
             Command::InSyncAnswers(outcomes) => {
                 outcomes.into_iter().for_each(|outcome| self.give(now, Input::InSyncAnswer(outcome)));
             }
-            Command::Poll { poll, reply } => {
-                let (token, from) = (self.token(), poll.storage);
+            Command::Poll { payload, reply } => {
+                let token = self.token();
                 self.polls.insert(token, reply);
-                self.give(now, Input::Poll { poll, token });
+                self.give(now, Input::Poll { payload, token });
                 match self.engine.take_refused() {
                     0 => {}
                     count => self.hub.refuse(Whose::Followers, count, || {
-                        format!("a poll in the name of storage node {from} is of another cluster or incarnation")
+                        "a poll is of another cluster, or of no incarnation that is registered".into()
                     }),
                 }
             }
@@ -307,7 +316,23 @@ impl Worker {
         }
     }
 
+    /// The logs of those that have none yet, where there are many: together they cost a few syncs.
+    fn open_many(&mut self, assigned: &[Held]) -> BTreeMap<Place, Result<Log, LogError>> {
+        let new = |held: &&Held| self.engine.log(held.place).is_none();
+        let wanted: Vec<&Held> = assigned.iter().filter(new).collect();
+        if wanted.len() < 2 {
+            return BTreeMap::new();
+        }
+        let log = |held: &&Held| WantedLog { id: held.id.clone(), topic: held.place.0, config: held.config.clone() };
+        let logs = self.directory.open_logs(wanted.iter().map(log).collect(), millis(self.clock.wall()));
+        wanted.iter().map(|held| held.place).zip(logs).collect()
+    }
+
     pub(super) fn assign(&mut self, now: Monotonic, held: Held) {
+        self.assign_with(now, held, None);
+    }
+
+    fn assign_with(&mut self, now: Monotonic, held: Held, opened: Option<Result<Log, LogError>>) {
         let Held { place, id, config, is_relaxed, assignment } = held.clone();
         self.held.insert(place, held);
         self.ids.insert(place, id.clone());
@@ -322,7 +347,7 @@ impl Worker {
                 known.is_relaxed = is_relaxed;
                 None
             }
-            None => match self.open(&id, place, config).and_then(|log| self.mend(place, log, follows)) {
+            None => match self.open(&id, place, config, opened).and_then(|log| self.mend(place, log, follows)) {
                 Ok(log) => Some(PartitionLog { log, is_relaxed, clock: self.clock }),
                 Err(error) => return self.failed(place, &error.into()),
             },
@@ -346,10 +371,17 @@ impl Worker {
         Ok(log)
     }
 
-    fn open(&mut self, id: &TopicPartition, place: Place, config: LogConfig) -> Result<Log, LogError> {
+    /// `opened`: what came of it where it was opened with others.
+    fn open(
+        &mut self,
+        id: &TopicPartition,
+        place: Place,
+        config: LogConfig,
+        opened: Option<Result<Log, LogError>>,
+    ) -> Result<Log, LogError> {
         let now = millis(self.clock.wall());
-        let opened = self.directory.open_log(id.clone(), place.0, config.clone(), now);
-        match opened {
+        let open = || self.directory.open_log(id.clone(), place.0, config.clone(), now);
+        match opened.unwrap_or_else(open) {
             Err(LogError::OtherTopic { .. }) => {
                 // A topic of that name was deleted and made anew while this node was away.
                 match self.directory.set_aside(id) {
@@ -418,17 +450,11 @@ impl Worker {
         for listening in std::mem::take(&mut self.listening).into_values() {
             listening.abort();
         }
-        let places: Vec<Place> = self.engine.held().map(|(place, _, _)| place).collect();
-        for place in places {
-            let Some(log) = self.engine.log_mut(place) else { continue };
-            if let Err(error) = log.log.checkpoint() {
-                tracing::error!(%error, "a log was not closed cleanly; the next start reads more of it");
-            }
+        let mut logs: Vec<&mut Log> = self.engine.logs_mut().map(|log| &mut log.log).collect();
+        for error in self.directory.checkpoint_all(&mut logs).into_iter().filter_map(Result::err) {
+            tracing::error!(%error, "a log was not closed cleanly; the next start reads more of it");
         }
-        let logs = self.engine.held().map(|(_, log, _)| &log.log);
-        if let Err(error) = self.directory.checkpoint(logs) {
-            tracing::error!(%error, "the logs' starts were not written");
-        }
+        self.remember_starts();
     }
 }
 

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use crate::replication::{AckError, EpochHistory};
 use crate::storage::core::{Assignment, Call, CallError, InSyncOutcome, InSyncWish, Member, Peer, Place, Token};
 use crate::types::{LeaderEpoch, Offset, StorageId, WallTime};
-use crate::wire::replica::ReplicaFetch;
 
 /// One replica's log as the engine needs it: what is written is readable at once, and on the disk after a flush.
 pub trait Log {
@@ -117,7 +116,7 @@ pub enum Input<L> {
     Disconnected,
     /// A message on `dmq.replica.<this node>`.
     Poll {
-        poll: ReplicaFetch,
+        payload: Bytes,
         token: Token,
     },
     /// The answer to [`Effect::Poll`].

@@ -106,7 +106,8 @@ impl<L: Log> Replicas<L> {
         let mut over: Vec<_> = local.collect();
         match std::mem::replace(&mut replica.role, Role::Waits) {
             Role::Leads(leader) => {
-                replica.high_watermark = replica.high_watermark.max(leader.high_watermark());
+                // What it took for committed without a lease does not count: who comes back begins with the metadata on its
+                // disk, and may have been alone in sync by that.
                 over.extend(leader.into_waiting());
                 self.sessions.values_mut().for_each(|session| session.role_changed(place));
                 self.moved.insert(place);

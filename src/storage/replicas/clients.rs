@@ -30,8 +30,15 @@ impl<L: Log> Replicas<L> {
         if leader.waiting() + replica.local.len() >= waiting_max {
             return Err(AppendError::Busy(waiting_max));
         }
+        #[cfg(test)]
+        let before = replica.log.end();
         let first = replica.log.append(batch, leader.leader_epoch(), wall).map_err(AppendError::Log)?;
         let end = replica.log.end();
+        #[cfg(test)]
+        if end == before && crate::simulator::planted(crate::simulator::Bug::RetryAtOnce) {
+            replica.local.insert(0, (Offset::ZERO, Waiter { token, first }));
+            return Ok(end);
+        }
         leader.appended(now, end);
         match acks {
             Some(Acks::All) => leader.wait_for(end, Waiter { token, first }),
@@ -43,8 +50,14 @@ impl<L: Log> Replicas<L> {
 
     /// Acknowledges whoever waits no longer, if this node may lead: otherwise nobody is told anything.
     pub(super) fn acknowledge(&mut self, place: Place, out: &mut Vec<Effect<L::Error>>) {
-        let Some(replica) = self.held.get_mut(&place).filter(|_| self.may_lead) else { return };
+        let Some(replica) = self.held.get_mut(&place) else { return };
+        let may_lead = self.may_lead;
+        #[cfg(test)]
+        let may_lead = may_lead || crate::simulator::planted(crate::simulator::Bug::LeaselessAck);
         let Role::Leads(leader) = &mut replica.role else { return };
+        if !may_lead {
+            return;
+        }
         self.moved.insert(place);
         while let Some((waiter, outcome)) = leader.pop_acknowledged() {
             let result = outcome.map(|_| waiter.first).map_err(AppendError::Acks);

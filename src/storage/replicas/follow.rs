@@ -53,6 +53,11 @@ impl Link {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn concerns(&self, place: Place) -> bool {
+        self.followed.contains(&place)
+    }
+
     pub(super) fn add_place(&mut self, place: Place, flushed: bool) {
         self.followed.insert(place);
         self.changed.insert(place);
@@ -250,6 +255,12 @@ impl<L: Log> Replicas<L> {
         match step {
             Step::Append { .. } if replica.log.end() == end => {}
             Step::Append { .. } | Step::TruncateTo(_) | Step::RestartAt(_) => {
+                #[cfg(test)]
+                if crate::simulator::planted(crate::simulator::Bug::UnflushedCounts) {
+                    replica.flushed = replica.log.end();
+                    link.changed.insert(place);
+                    return;
+                }
                 replica.generation += u64::from(!matches!(step, Step::Append { .. }));
                 link.unflushed.insert(place);
                 self.unflushed.insert(place);

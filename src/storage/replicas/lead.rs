@@ -55,6 +55,11 @@ impl Session {
         Some(self.waiting?.until)
     }
 
+    #[cfg(test)]
+    pub(super) fn concerns(&self, place: Place) -> bool {
+        self.positions.contains_key(&place)
+    }
+
     /// The leadership of a partition began or ended: what was said of it no longer holds.
     pub(super) fn role_changed(&mut self, place: Place) {
         if self.positions.contains_key(&place) {
@@ -71,7 +76,9 @@ impl Session {
 }
 
 impl<L: Log> Replicas<L> {
-    pub(super) fn poll(&mut self, now: Monotonic, poll: ReplicaFetch, token: Token, out: &mut Vec<Effect<L::Error>>) {
+    pub(super) fn poll(&mut self, now: Monotonic, payload: &[u8], token: Token, out: &mut Vec<Effect<L::Error>>) {
+        // Who sends what cannot be read is not this protocol's follower, and has nothing to wait for.
+        let Ok(poll) = ReplicaFetch::decode(payload) else { return };
         let Some(member) = self.member else { return };
         let known = self.peers.get(&poll.storage).map(|peer| peer.node_epoch);
         if poll.cluster != member.cluster || known.is_none_or(|known| poll.node_epoch < known) {
@@ -257,7 +264,9 @@ impl<L: Log> Replicas<L> {
                 // The first partition gets its batch whatever its size, the others only what is left.
                 let records = self.records(node, place, left, batches.is_empty());
                 match records {
-                    Ok(records) => {
+                    // The answer is full: the next one begins here.
+                    Ok(None) => break,
+                    Ok(Some(records)) => {
                         *bytes = records.len() as u32;
                         left = left.saturating_sub(records.len());
                         batches.push(records);
@@ -276,14 +285,15 @@ impl<L: Log> Replicas<L> {
         (partitions, batches)
     }
 
-    fn records(&self, node: StorageId, place: Place, max_bytes: usize, first: bool) -> Result<Bytes, L::Error> {
+    /// What the follower lacks. None: there is something, and it does not fit.
+    fn records(&self, node: StorageId, place: Place, max_bytes: usize, first: bool) -> Result<Option<Bytes>, L::Error> {
         let position = self.sessions.get(&node).and_then(|session| session.positions.get(&place));
-        let (Some(position), Some(replica)) = (position, self.held.get(&place)) else { return Ok(Bytes::new()) };
+        let (Some(position), Some(replica)) = (position, self.held.get(&place)) else { return Ok(Some(Bytes::new())) };
         if position.offset >= replica.log.end() {
-            return Ok(Bytes::new());
+            return Ok(Some(Bytes::new()));
         }
         let records = replica.log.read(position.offset, max_bytes)?;
-        if records.len() > max_bytes && !first { Ok(Bytes::new()) } else { Ok(records) }
+        Ok((records.len() <= max_bytes || first).then_some(records))
     }
 
     fn answer_poll(

@@ -18,6 +18,7 @@ mod lead;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 pub use api::{Acks, Append, AppendError, Effect, Input, Log, LogEnd, Settings};
 
@@ -120,7 +121,7 @@ impl<L: Log> Replicas<L> {
             Input::Unassigned(place) => self.unassign(place, out),
             Input::MayLead(may) => self.set_may_lead(may, out),
             Input::Disconnected => self.links.values_mut().for_each(|link| link.reset(now)),
-            Input::Poll { poll, token } => self.poll(now, poll, token, out),
+            Input::Poll { payload, token } => self.poll(now, &payload, token, out),
             Input::PollAnswer { call, result } => self.poll_answer(now, call, result, out),
             Input::Append(append) => self.append(now, append, out),
             Input::Flushed(logs) => self.flushed(logs, out),
@@ -175,8 +176,41 @@ impl<L: Log> Replicas<L> {
         Some(&mut self.held.get_mut(&place)?.log)
     }
 
+    /// All of them, as [`Self::log_mut`] gives one.
+    pub fn logs_mut(&mut self) -> impl Iterator<Item = &mut L> {
+        self.held.values_mut().map(|replica| &mut replica.log)
+    }
+
+    /// The first replica behind this one, or the very first, and the end of what is committed as far as this node knows.
+    pub fn next_held(&self, behind: Option<Place>) -> Option<(Place, Offset)> {
+        let next = behind.and_then(|place| self.held.range((Bound::Excluded(place), Bound::Unbounded)).next());
+        let (place, replica) = next.or_else(|| self.held.first_key_value())?;
+        Some((*place, replica.high_watermark))
+    }
+
+    /// The end of what is committed, as far as this node knows.
+    pub fn high_watermark(&self, place: Place) -> Option<Offset> {
+        Some(self.held.get(&place)?.high_watermark)
+    }
+
     pub fn log(&self, place: Place) -> Option<&L> {
         Some(&self.held.get(&place)?.log)
+    }
+
+    /// All that it knows of a replica, for who looks for a fault.
+    #[cfg(test)]
+    pub(crate) fn story(&self, place: Place) -> String
+    where
+        L: std::fmt::Debug,
+    {
+        let links: Vec<_> = self.links.iter().filter(|(_, link)| link.concerns(place)).collect();
+        let sessions: Vec<_> = self.sessions.iter().filter(|(_, session)| session.concerns(place)).collect();
+        let waits = (self.asks.contains(&place), self.behind.contains(&place), self.unflushed.contains(&place));
+        let held = self
+            .held
+            .get(&place)
+            .map(|held| (held.log.start(), held.log.end(), held.flushed, &held.assignment, &held.role));
+        format!("{held:?} {links:?} {sessions:?} {waits:?}")
     }
 
     fn call(&mut self) -> Call {

@@ -1,5 +1,7 @@
 //! Three nodes' engines, joined by a network and disks that the test drives.
 
+mod interleavings;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -209,7 +211,7 @@ impl Cluster {
                     self.next += 1;
                     let token = Token(self.next);
                     held.tokens.insert(token, (from, call));
-                    self.give(to, Input::Poll { poll: ReplicaFetch::decode(&message).unwrap(), token });
+                    self.give(to, Input::Poll { payload: message, token });
                 } else {
                     self.ways.push(Way::Answer { to: from, call, result: Err(CallError::NoResponders) });
                 }
@@ -476,7 +478,7 @@ fn strangers_and_older_incarnations_are_refused_and_one_of_the_future_keeps_nobo
     let mut say = |poll: ReplicaFetch| {
         let mut out = Vec::new();
         let engine = &mut cluster.nodes[0].engine;
-        engine.take(cluster.now, Input::Poll { poll, token: Token(1_000) }, &mut out);
+        engine.take(cluster.now, Input::Poll { payload: poll.encode(), token: Token(1_000) }, &mut out);
         match &out[..] {
             [Effect::Answer { message, .. }] => {
                 Some(crate::wire::replica::ReplicaAnswer::decode(message).unwrap().0.outcome)
@@ -523,7 +525,7 @@ fn a_follower_cannot_name_more_partitions_than_could_ever_be_here() {
     for sequence in 0..4 {
         let mut out = Vec::new();
         let engine = &mut cluster.nodes[0].engine;
-        engine.take(cluster.now, Input::Poll { poll: poll(sequence), token: Token(1_000) }, &mut out);
+        engine.take(cluster.now, Input::Poll { payload: poll(sequence).encode(), token: Token(1_000) }, &mut out);
         outcomes.extend(out.iter().filter_map(|effect| match effect {
             Effect::Answer { message, .. } => {
                 Some(crate::wire::replica::ReplicaAnswer::decode(message).unwrap().0.outcome)

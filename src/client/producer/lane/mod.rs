@@ -34,6 +34,9 @@ pub(super) struct Pace {
 }
 
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(200);
+/// After how long without an answer, at the earliest, it is asked whether the leader is still the same. Asking costs little;
+/// sending everything again does not.
+const SHORTEST_DOUBT: Duration = Duration::from_millis(15);
 
 /// What became of a copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,6 +115,8 @@ pub(super) struct Lane<B> {
     progress: Option<Instant>,
     not_before: Option<Instant>,
     backoff: Duration,
+    /// When it was last asked who leads.
+    asked: Option<Instant>,
 }
 
 /// How long answers take, as TCP's retransmission timer is set (RFC 6298).
@@ -137,6 +142,7 @@ impl<B> Lane<B> {
             progress: None,
             not_before: None,
             backoff: pace.first_backoff,
+            asked: None,
         }
     }
 
@@ -346,14 +352,44 @@ impl<B> Lane<B> {
             self.trim();
         }
         if self.resend_at().is_some_and(|at| at <= now) {
-            for entry in &mut self.entries {
-                if let State::Sent { .. } = entry.state {
-                    entry.state = State::Waiting;
-                }
-            }
+            self.recall();
             self.patience.double(&self.pace);
             self.progress = Some(now);
         }
+    }
+
+    /// Whether it is time to ask if the leader is still the one that everything was sent to.
+    pub fn doubts(&mut self, now: Instant) -> bool {
+        let doubts = self.doubt_at().is_some_and(|at| at <= now);
+        if doubts {
+            self.asked = Some(now);
+        }
+        doubts
+    }
+
+    /// Nobody leads: what is unanswered is sent again, in a while. `jitter` as for [`Self::answered`].
+    pub fn leaderless(&mut self, now: Instant, jitter: f64) {
+        if self.recall() {
+            self.back_off(now, jitter);
+        }
+    }
+
+    /// Another leads by now: what is unanswered is sent again.
+    pub fn leader_changed(&mut self, now: Instant) {
+        if self.recall() {
+            self.progressed(now);
+        }
+    }
+
+    /// Takes back what was sent. It may have been stored, which the next copy of it will tell.
+    fn recall(&mut self) -> bool {
+        let mut any = false;
+        for entry in &mut self.entries {
+            if let State::Sent { .. } = entry.state {
+                (entry.state, any) = (State::Waiting, true);
+            }
+        }
+        any
     }
 
     /// Ends all of them.
@@ -369,20 +405,31 @@ impl<B> Lane<B> {
     }
 
     fn resend_at(&self) -> Option<Instant> {
+        Some(self.unanswered_since()? + self.patience.present)
+    }
+
+    fn doubt_at(&self) -> Option<Instant> {
+        // What is sent again without need may be stored twice where it has no sequence.
+        let doubt = self.patience.doubt().filter(|_| self.pace.is_idempotent)?;
+        let since = self.unanswered_since()?;
+        Some(self.asked.map_or(since, |asked| asked.max(since)) + doubt)
+    }
+
+    fn unanswered_since(&self) -> Option<Instant> {
         let sent = self.entries.iter().filter_map(|entry| match entry.state {
             State::Sent { at, .. } => Some(at),
             State::Packing | State::Waiting | State::Done => None,
         });
         let oldest = sent.min()?;
-        Some(self.progress.map_or(oldest, |at| at.max(oldest)) + self.patience.present)
+        Some(self.progress.map_or(oldest, |at| at.max(oldest)))
     }
 
-    /// When [`Self::tick`] or [`Self::dispatch`] has something to do next.
+    /// When [`Self::tick`], [`Self::doubts`] or [`Self::dispatch`] has something to do next.
     pub fn next_deadline(&self) -> Option<Instant> {
         let is_waiting = self.entries.iter().any(|entry| entry.state == State::Waiting);
         let backoff = self.not_before.filter(|_| is_waiting);
         let expiry = self.entries.front().map(|entry| entry.expires);
-        [self.resend_at(), backoff, expiry].into_iter().flatten().min()
+        [self.resend_at(), self.doubt_at(), backoff, expiry].into_iter().flatten().min()
     }
 }
 
@@ -417,6 +464,11 @@ impl Patience {
         }
         let of_answers = |smooth: Duration| (smooth + self.variation * 4).max(SHORTEST_PATIENCE);
         self.present = self.smooth.map_or(pace.first_patience, of_answers).min(pace.longest_patience);
+    }
+
+    /// After how long something may be wrong. None: it is not known how long answers take.
+    fn doubt(&self) -> Option<Duration> {
+        Some((self.smooth? + self.variation * 4).max(SHORTEST_DOUBT))
     }
 
     fn double(&mut self, pace: &Pace) {

@@ -74,6 +74,40 @@ impl Bench {
 }
 
 #[test]
+fn a_leader_that_does_not_answer_is_asked_for_long_before_everything_is_sent_again() {
+    let mut bench = Bench::known();
+    bench.push(2);
+    bench.push(3);
+    assert_eq!(bench.send().len(), 2);
+    assert!(!bench.lane.doubts(bench.now));
+    bench.pass(SHORTEST_DOUBT);
+    assert!(bench.lane.doubts(bench.now));
+    assert!(!bench.lane.doubts(bench.now), "once");
+    assert_eq!(bench.lane.next_deadline(), Some(bench.now + SHORTEST_DOUBT));
+    bench.lane.leaderless(bench.now, 1.0);
+    assert_eq!(bench.send(), [], "in a while");
+    bench.pass(MS(10));
+    assert_eq!(bench.send(), [(2, 101, 10), (3, 101, 20)], "under their old sequences");
+    bench.lane.leader_changed(bench.now);
+    assert_eq!(bench.send(), [(2, 101, 10), (3, 101, 20)]);
+    bench.lane.leader_changed(bench.now);
+    bench.answer(2, 2, Verdict::Stored);
+    assert_eq!(bench.ended, [(2, End::Stored)], "the first copy was stored after all");
+}
+
+#[test]
+fn what_might_be_stored_twice_is_not_taken_back() {
+    let mut bench = Bench::new(Pace { is_idempotent: false, ..pace() });
+    bench.push(1);
+    assert!(bench.dispatch().is_some());
+    bench.answer(1, 1, Verdict::Stored);
+    bench.push(2);
+    assert!(bench.dispatch().is_some());
+    bench.pass(MS(400));
+    assert!(!bench.lane.doubts(bench.now));
+}
+
+#[test]
 fn the_first_batch_of_a_producer_id_goes_alone() {
     let mut bench = Bench::new(pace());
     for name in 1..=3 {

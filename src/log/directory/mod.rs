@@ -3,10 +3,14 @@
 //! A commit is per node. Few dirty logs are synced each by itself, beside each other; many by one sync of their file system,
 //! whose cost does not grow with their number.
 
+mod many;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+
+pub use many::WantedLog;
 
 use super::checkpoint::{self, CLEANED, CheckpointError, LOG_STARTS, Offsets, PARTITION_METADATA};
 use super::partition::{Log, LogConfig, OpenOptions, SyncTicket};

@@ -1,0 +1,426 @@
+//! What was acknowledged stays, what was shown never changes, and nobody cuts off what is committed.
+//!
+//! Records are committed in the order and with the leader epoch in which some leader's high watermark passed them. Every
+//! later leader has to have them, unless its own disk was set back, or its topic allowed an unclean election since: from then
+//! on what that leader has is what is committed. Partitions of which a lost history knew more than the restored one are no
+//! longer looked at: who may lead them is decided by what somebody forgot.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Checker, Place};
+use crate::metadata::{Image, Partition, config};
+use crate::simulator::records::{Record, SimLog};
+use crate::simulator::world::{CONTROLLERS, COPY, Proc, World, name};
+use crate::storage::replicas::{Acks, Log};
+use crate::types::{LeaderEpoch, StorageId};
+
+#[derive(Default)]
+pub struct Records {
+    places: BTreeMap<Place, Truth>,
+    /// Folders that were set back or copied, with the partitions of which they may lack something since.
+    doubtful: BTreeMap<usize, BTreeSet<Place>>,
+    joined: Vec<(Place, StorageId)>,
+    pub seen: Vec<&'static str>,
+    /// A disk was emptied, set back or copied.
+    disks_changed: bool,
+}
+
+#[derive(Default)]
+struct Truth {
+    committed: Vec<(Record, LeaderEpoch)>,
+    offsets: BTreeMap<(u32, u32), i64>,
+    /// Leader epochs that began with an unclean election.
+    unclean: BTreeSet<LeaderEpoch>,
+    /// The newest state that was ever stored.
+    leader_epoch: LeaderEpoch,
+    isr: Vec<StorageId>,
+    is_deleted: bool,
+    /// By the newest leader.
+    shown: (LeaderEpoch, i64),
+    /// Rises where committed records were lost and might be.
+    generation: u64,
+    is_excused: bool,
+}
+
+impl Truth {
+    /// The first committed record of an older leader epoch that a leader of `epoch` lacks.
+    fn lacking(&self, log: &SimLog, epoch: LeaderEpoch) -> Option<(usize, Record, LeaderEpoch)> {
+        let start = usize::try_from(log.start().0).unwrap_or(0);
+        let all = self.committed.iter().enumerate().skip(start);
+        let found =
+            all.filter(|(_, (_, by))| *by < epoch).find(|(at, (record, _))| log.get(*at as i64) != Some(record));
+        found.map(|(at, (record, by))| (at, *record, *by))
+    }
+
+    fn lose(&mut self, from: usize, epoch: LeaderEpoch) {
+        for (record, _) in self.committed.drain(from..) {
+            self.offsets.remove(&(record.producer, record.sequence));
+        }
+        self.generation += 1;
+        self.shown = (epoch, self.shown.1.min(from as i64));
+    }
+}
+
+impl Checker {
+    pub fn written(&self) -> Vec<Place> {
+        let written = self.records.places.iter().filter(|(_, truth)| !truth.committed.is_empty() && !truth.is_excused);
+        written.map(|(place, _)| *place).collect()
+    }
+
+    pub fn generation(&self, place: Place) -> Option<u64> {
+        Some(self.records.places.get(&place)?.generation)
+    }
+
+    pub(super) fn partition_stored(&mut self, place: Place, old: Option<&Partition>, new: &Partition, image: &Image) {
+        let truth = self.records.places.entry(place).or_default();
+        let members: Vec<_> = new.isr().collect();
+        let moves = new.leader_epoch > truth.leader_epoch;
+        if moves && image.is_recovering(place.0, place.1) && image.topics[&place.0].unclean_election() {
+            truth.unclean.insert(new.leader_epoch);
+        }
+        if let Some(old) = old.filter(|old| old.leader == new.leader && new.leader.is_some()) {
+            let joined = members.iter().filter(|node| !old.in_sync(**node));
+            self.records.joined.extend(joined.map(|node| (place, *node)));
+            if members.len() > old.isr().count() {
+                self.records.seen.push("in-sync replicas grow");
+            } else if old.isr().any(|node| !members.contains(&node) && image.is_active(node)) {
+                self.records.seen.push("in-sync replicas shrink");
+            }
+        }
+        truth.leader_epoch = truth.leader_epoch.max(new.leader_epoch);
+        truth.isr = members;
+    }
+
+    pub(super) fn topic_deleted(&mut self, topic: crate::types::TopicId) {
+        let all = self.records.places.range_mut((topic, 0)..=(topic, u32::MAX));
+        all.for_each(|(_, truth)| truth.is_deleted = true);
+    }
+
+    /// The history stands where it stood before. What was decided since is void, and was acted upon.
+    pub(super) fn records_went_back(&mut self) {
+        let image = self.history.image().cloned();
+        for (place, truth) in &mut self.records.places {
+            let held = image.as_ref().and_then(|image| image.partition(place.0, place.1));
+            let same = held.is_some_and(|held| {
+                held.leader_epoch == truth.leader_epoch && held.isr().eq(truth.isr.iter().copied())
+            });
+            truth.is_excused |= !same || truth.is_deleted;
+        }
+    }
+
+    /// Whoever is in sync by what was restored, and was not by what was lost, may lack records.
+    pub(super) fn records_restored(&mut self, image: &Image) {
+        for (place, truth) in &mut self.records.places {
+            let Some(held) = image.partition(place.0, place.1) else { continue };
+            truth.is_excused |= truth.is_deleted || held.isr().any(|node| !truth.isr.contains(&node));
+            (truth.leader_epoch, truth.isr) = (held.leader_epoch, held.isr().collect());
+        }
+    }
+
+    /// From here on this folder may lack what is committed.
+    pub fn doubt(&mut self, folder: usize) {
+        self.records.disks_changed = true;
+        self.records.doubtful.entry(folder).or_default().extend(self.records.places.keys().copied());
+    }
+
+    pub fn disk_emptied(&mut self) {
+        self.records.disks_changed = true;
+    }
+
+    fn is_doubtful(&self, folder: usize, place: Place) -> bool {
+        self.records.doubtful.get(&folder).is_some_and(|places| places.contains(&place))
+    }
+}
+
+impl World {
+    /// Of a folder, be it in use or not.
+    fn log_in(&self, proc: Proc, place: Place) -> Option<&SimLog> {
+        let running = self.nodes[proc - CONTROLLERS].as_ref().and_then(|node| node.replicas.engine.log(place));
+        running.or_else(|| self.folders[self.hosts[proc].folder].logs.get(&place))
+    }
+
+    /// Who has the directory that the metadata names.
+    fn holder(&self, image: &Image, storage: StorageId) -> Option<Proc> {
+        let directory = image.storage.get(&storage)?.directory?;
+        (CONTROLLERS..=COPY).find(|proc| {
+            let folder = &self.folders[self.hosts[*proc].folder];
+            folder.directory == directory && folder.id == Some(storage.0)
+        })
+    }
+
+    /// After every event of a node's replicas.
+    pub fn check_records(&mut self, proc: Proc) {
+        let now = self.clock(proc);
+        let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
+        let moved = node.replicas.engine.take_moved();
+        let mut led = Vec::new();
+        for (place, _, high_watermark) in node.replicas.engine.held().filter(|(place, ..)| moved.contains(place)) {
+            if let Some(how) = node.replicas.engine.led(place) {
+                led.push((place, how.leader_epoch, high_watermark.0, node.replicas.led(now, place).and(how.visible)));
+            }
+        }
+        for (place, epoch, high_watermark, visible) in led {
+            self.commit(proc, place, epoch, high_watermark);
+            let Some(truth) = self.checker.records.places.get_mut(&place).filter(|truth| !truth.is_excused) else {
+                continue;
+            };
+            let Some(visible) = visible.filter(|_| epoch >= truth.shown.0) else { continue };
+            let (before, shown) = truth.shown;
+            truth.shown = (epoch, visible.0);
+            if visible.0 < shown {
+                let words = format!("{} shows {place:?} up to {visible} in {epoch}, it was {shown}", name(proc));
+                self.checker.break_rule(9, || format!("{words} in {before}"));
+            }
+        }
+        self.check_cuts(proc);
+        self.check_agreement(proc);
+    }
+
+    /// A leader's high watermark is there now.
+    fn commit(&mut self, proc: Proc, place: Place, epoch: LeaderEpoch, end: i64) {
+        let Some(node) = &self.nodes[proc - CONTROLLERS] else { return };
+        let Some(log) = node.replicas.engine.log(place) else { return };
+        let truth = self.checker.records.places.entry(place).or_default();
+        if truth.is_excused {
+            return;
+        }
+        let first = truth.committed.len() as i64;
+        let last = truth.committed.last().map(|(record, _)| record);
+        if first > log.start().0 && end >= first && log.get(first - 1) != last {
+            let words = format!("{} commits {place:?} up to {end} in {epoch}", name(proc));
+            let found = format!("it has {:?} at {}, and {last:?} is committed", log.get(first - 1), first - 1);
+            return self.checker.break_rule(9, || format!("{words}: {found}"));
+        }
+        let (mut twice, mut fresh) = (None, Vec::new());
+        for offset in first..end {
+            let Some(record) = log.get(offset) else { break };
+            truth.committed.push((*record, epoch));
+            if let Some(before) = truth.offsets.insert((record.producer, record.sequence), offset) {
+                twice = Some((*record, before, offset));
+            }
+            fresh.push((offset, *record));
+        }
+        if let Some((record, before, offset)) = twice {
+            let words = format!("{record:?} is in {place:?} at {before} and again at {offset}");
+            return self.checker.break_rule(9, || words);
+        }
+        if !fresh.is_empty() {
+            self.check_in_sync(proc, place, epoch, &fresh);
+            self.check_later_leaders(proc, place, epoch);
+        }
+    }
+
+    /// What is committed is on the disk of every in-sync replica.
+    fn check_in_sync(&mut self, by: Proc, place: Place, epoch: LeaderEpoch, fresh: &[(i64, Record)]) {
+        let Some(image) = self.checker.image().filter(|_| !self.checker.lost) else { return };
+        let partition = image.partition(place.0, place.1).filter(|partition| partition.leader_epoch == epoch);
+        let members = partition.into_iter().flat_map(Partition::isr);
+        let members: Vec<_> = members.filter_map(|member| Some((member, self.holder(image, member)?))).collect();
+        for (member, proc) in members {
+            if self.checker.is_doubtful(self.hosts[proc].folder, place) {
+                continue;
+            }
+            let log = self.log_in(proc, place);
+            let has = |(offset, record): &(i64, Record)| {
+                log.is_some_and(|log| {
+                    log.start().0 > *offset || (log.durable() > *offset && log.get(*offset) == Some(record))
+                })
+            };
+            if let Some((offset, record)) = fresh.iter().find(|fresh| !has(fresh)) {
+                let found = log.map(|log| (log.start(), log.durable(), log.end()));
+                let words = format!("{} commits {record:?} at {offset} of {place:?} in {epoch}", name(by));
+                let words = format!("{words}, and in-sync replica {member} has {found:?} of it on its disk");
+                return self.checker.break_rule(9, || words);
+            }
+        }
+    }
+
+    /// Whoever leads in a later epoch already has it.
+    fn check_later_leaders(&mut self, by: Proc, place: Place, epoch: LeaderEpoch) {
+        let later = |proc: &Proc| {
+            let node = self.nodes[*proc - CONTROLLERS].as_ref()?;
+            let led = node.replicas.engine.led(place).filter(|led| led.leader_epoch > epoch)?;
+            Some((*proc, led.leader_epoch))
+        };
+        let later: Vec<_> = (CONTROLLERS..=COPY).filter(|proc| *proc != by).filter_map(|proc| later(&proc)).collect();
+        for (proc, epoch) in later {
+            self.check_begins(proc, place, epoch);
+        }
+    }
+
+    /// A leader begins, with all that was committed before.
+    pub fn check_begins(&mut self, proc: Proc, place: Place, epoch: LeaderEpoch) {
+        let folder = self.hosts[proc].folder;
+        let Some(node) = &self.nodes[proc - CONTROLLERS] else { return };
+        let Some(log) = node.replicas.engine.log(place) else { return };
+        let is_doubtful = self.checker.is_doubtful(folder, place);
+        let Some(truth) = self.checker.records.places.get_mut(&place).filter(|truth| !truth.is_excused) else { return };
+        let Some((at, record, by)) = truth.lacking(log, epoch) else { return };
+        let unclean = truth.unclean.range(by..=epoch).any(|unclean| *unclean > by);
+        if unclean || is_doubtful {
+            truth.lose(at, epoch);
+            let kind = if unclean { "records lost by an unclean election" } else { "records lost with a disk" };
+            return self.seen.event(kind);
+        }
+        let has = log.get(at as i64).copied();
+        let ends = (log.start(), log.durable(), log.end());
+        let words = format!("{} leads {place:?} in {epoch} with {ends:?} and {has:?} at {at}", name(proc));
+        self.checker.break_rule(9, || format!("{words}: {record:?} was committed in {by}"));
+    }
+
+    /// The client is told that its record is safe.
+    pub fn check_acknowledgement(&mut self, proc: Proc, place: Place, record: &Record, acks: Acks, offset: i64) {
+        let Some(node) = &self.nodes[proc - CONTROLLERS] else { return };
+        if !node.replicas.may_lead {
+            self.checker.break_rule(3, || format!("{} acknowledges {record:?} without a lease", name(proc)));
+            return;
+        }
+        let (Some(led), Some(log)) = (node.replicas.engine.led(place), node.replicas.engine.log(place)) else { return };
+        let held = log.get(offset).copied();
+        let same = |held: &Record| {
+            (held.producer, held.sequence, held.value) == (record.producer, record.sequence, record.value)
+        };
+        let is_stored = log.start().0 > offset || (held.as_ref().is_some_and(same) && log.durable() > offset);
+        if !is_stored {
+            let words = format!("{} acknowledges {record:?} at {offset} of {place:?}: {held:?}", name(proc));
+            return self.checker.break_rule(9, || words);
+        }
+        if acks == Acks::All {
+            self.commit(proc, place, led.leader_epoch, offset + 1);
+            self.check_copies(proc, place, offset);
+        }
+        let Some(truth) = self.checker.records.places.get(&place).filter(|truth| !truth.is_excused) else { return };
+        let committed = truth.committed.get(offset as usize).map(|(record, _)| *record);
+        if acks == Acks::All && !committed.as_ref().is_some_and(same) {
+            let words = format!("{} acknowledges {record:?} at {offset} of {place:?}", name(proc));
+            self.checker.break_rule(9, || format!("{words}, where {committed:?} is committed"));
+        }
+    }
+
+    /// It is on as many disks as the topic wants.
+    fn check_copies(&mut self, by: Proc, place: Place, offset: i64) {
+        let records = &self.checker.records;
+        let is_excused = records.places.get(&place).is_none_or(|truth| truth.is_excused);
+        if is_excused || records.disks_changed || self.checker.lost {
+            return;
+        }
+        let Some(image) = self.checker.image() else { return };
+        let Some(partition) = image.partition(place.0, place.1) else { return };
+        let wanted = config::min_insync_replicas(&image.topics[&place.0].config, partition.replicas.len());
+        let has =
+            |proc: &Proc| self.log_in(*proc, place).is_some_and(|log| log.start().0 > offset || log.durable() > offset);
+        let copies = (CONTROLLERS..COPY).filter(has).count();
+        if copies < wanted {
+            let words = format!("{} acknowledges {offset} of {place:?} with {copies} copies", name(by));
+            self.checker.break_rule(9, || format!("{words}, and its topic wants {wanted}"));
+        }
+    }
+
+    /// Who follows cuts off only what was never committed.
+    fn check_cuts(&mut self, proc: Proc) {
+        let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
+        let held: Vec<_> = node.replicas.engine.held().filter(|(_, log, _)| log.cuts > 0).map(|held| held.0).collect();
+        for place in held {
+            let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
+            let Some(log) = node.replicas.engine.log_mut(place) else { continue };
+            let (removed, start) = (std::mem::take(&mut log.removed), log.start().0);
+            if std::mem::take(&mut log.restarted) {
+                self.seen.event("log begun anew behind what was deleted");
+            } else if !removed.is_empty() {
+                self.seen.event("log cut off");
+            }
+            let truth = self.checker.records.places.get(&place).filter(|truth| !truth.is_excused);
+            let Some(truth) = truth else { continue };
+            let is_committed = |(offset, record): &&(i64, Record)| {
+                *offset >= start && truth.committed.get(*offset as usize).is_some_and(|(held, _)| held == record)
+            };
+            if let Some((offset, record)) = removed.iter().find(is_committed).copied() {
+                let words = format!("{} cuts off {record:?} at {offset} of {place:?}", name(proc));
+                self.checker.break_rule(15, || format!("{words}, which is committed"));
+            }
+        }
+    }
+
+    /// Below the high watermark all replicas are the same.
+    fn check_agreement(&mut self, proc: Proc) {
+        let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
+        let replicas = &mut node.replicas;
+        let mut broken = None;
+        for (place, log, high_watermark) in replicas.engine.held() {
+            let known = replicas.checked.get(&place).copied().unwrap_or_default();
+            if known.1 >= high_watermark.0 {
+                continue;
+            }
+            let Some(truth) = self.checker.records.places.get(&place).filter(|truth| !truth.is_excused) else {
+                continue;
+            };
+            // What was committed once, and is lost, is below the high watermark of who has not heard of it.
+            let from = if known.0 == truth.generation { known.1 } else { high_watermark.0 };
+            let from = from.min(high_watermark.0).max(log.start().0);
+            // What it found committed as a leader that had no lease any more is looked at once somebody says so.
+            let to = high_watermark.0.min(truth.committed.len() as i64);
+            replicas.checked.insert(place, (truth.generation, to.max(from)));
+            for offset in from..to {
+                let committed = truth.committed.get(offset as usize).map(|(record, _)| record);
+                if log.get(offset) != committed {
+                    broken = Some((place, offset, log.get(offset).copied(), committed.copied()));
+                }
+            }
+        }
+        if let Some((place, offset, has, committed)) = broken {
+            let words = format!("{} has {has:?} at {offset} of {place:?}, below its high watermark", name(proc));
+            self.checker.break_rule(9, || format!("{words}: {committed:?} is committed"));
+        }
+    }
+
+    /// After a change of the metadata: who joined the in-sync replicas has everything.
+    pub(super) fn check_joined(&mut self) {
+        for kind in std::mem::take(&mut self.checker.records.seen) {
+            self.seen.event(kind);
+        }
+        for (place, member) in std::mem::take(&mut self.checker.records.joined) {
+            let Some(image) = self.checker.image() else { return };
+            let Some(registered) = image.storage.get(&member) else { continue };
+            let is_it = |proc: &Proc| self.hosts[*proc].up && self.hosts[*proc].incarnation == registered.incarnation;
+            let Some(proc) = (CONTROLLERS..=COPY).find(is_it).filter(|_| !self.hosts[COPY].up) else { continue };
+            let folder = self.hosts[proc].folder;
+            let truth = self.checker.records.places.get(&place);
+            let has = self.log_in(proc, place).zip(truth).is_some_and(|(log, truth)| {
+                truth.lacking(log, LeaderEpoch(u32::MAX)).is_none() && log.durable() >= truth.committed.len() as i64
+            });
+            if has && let Some(places) = self.checker.records.doubtful.get_mut(&folder) {
+                places.remove(&place);
+            }
+        }
+    }
+
+    /// In the end everything is on every replica of who is there.
+    pub(super) fn are_replicas_whole(&self, image: &Image) -> Result<(), String> {
+        for (place, truth) in self.checker.records.places.iter().filter(|(_, truth)| !truth.is_excused) {
+            let Some(partition) = image.partition(place.0, place.1) else { continue };
+            let Some(leader) = partition.leader.and_then(|leader| self.holder(image, leader)) else { continue };
+            let node = self.nodes[leader - CONTROLLERS].as_ref();
+            let led = node.and_then(|node| node.replicas.led(self.clock(leader), *place));
+            let (Some(led), Some(log)) = (led, self.log_in(leader, *place)) else {
+                return Err(format!("{} does not lead {place:?}", name(leader)));
+            };
+            let (visible, end) = (led.visible, log.end());
+            if visible != Some(end) || truth.committed.len() as i64 != end.0 {
+                let committed = truth.committed.len();
+                return Err(format!("{place:?} ends at {end}, shown is {visible:?}, committed {committed}"));
+            }
+            for member in partition.isr() {
+                let Some(proc) = self.holder(image, member) else { continue };
+                let Some(copy) = self.log_in(proc, *place) else {
+                    return Err(format!("{} lacks {place:?}", name(proc)));
+                };
+                let from = copy.start().0.max(log.start().0);
+                let same = copy.end() == end && (from..end.0).all(|offset| copy.get(offset) == log.get(offset));
+                if !same {
+                    return Err(format!("{} has another {place:?} than {}", name(proc), name(leader)));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,198 @@
+//! A partition's log in memory: what was not flushed may be lost with the power, and a producer's retry is found as
+//! `log::producers` finds it, by what the log has.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::rng::Rng;
+use crate::replication::EpochHistory;
+use crate::storage::replicas::Log;
+use crate::types::{LeaderEpoch, Offset, WallTime};
+
+/// How many records of a producer are remembered.
+const REMEMBERED: usize = 5;
+const RECORD: usize = 20;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Record {
+    pub producer: u32,
+    pub sequence: u32,
+    pub epoch: LeaderEpoch,
+    pub value: u64,
+}
+
+impl Record {
+    pub fn batch(&self) -> Bytes {
+        let mut batch = BytesMut::with_capacity(RECORD);
+        self.put(&mut batch);
+        batch.freeze()
+    }
+
+    fn put(&self, batch: &mut BytesMut) {
+        batch.put_u32_le(self.producer);
+        batch.put_u32_le(self.sequence);
+        batch.put_u32_le(self.epoch.0);
+        batch.put_u64_le(self.value);
+    }
+
+    fn read(bytes: &[u8]) -> Self {
+        let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        let value = u64::from_le_bytes(bytes[12..RECORD].try_into().expect("eight bytes"));
+        Self { producer: number(0), sequence: number(4), epoch: LeaderEpoch(number(8)), value }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("sequence {expected} is next")]
+pub struct OutOfOrder {
+    expected: u32,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct SimLog {
+    start: i64,
+    records: Vec<Record>,
+    epochs: EpochHistory,
+    producers: BTreeMap<u32, VecDeque<(u32, i64)>>,
+    /// Up to where it outlives the power.
+    durable: i64,
+    /// How often it was cut: what a flush from before says is void.
+    pub cuts: u64,
+    /// What was cut off, and whether it began anew, since somebody looked.
+    pub removed: Vec<(i64, Record)>,
+    pub restarted: bool,
+    /// The last batch was a retry.
+    pub repeated: bool,
+}
+
+impl SimLog {
+    pub fn get(&self, offset: i64) -> Option<&Record> {
+        self.records.get(usize::try_from(offset - self.start).ok()?)
+    }
+
+    pub fn durable(&self) -> i64 {
+        self.durable
+    }
+
+    pub fn flushed(&mut self, end: i64, cuts: u64) {
+        if cuts == self.cuts {
+            self.durable = self.durable.max(end);
+        }
+    }
+
+    /// The power is gone: a part of what was not flushed may have reached the disk.
+    pub fn crash(&mut self, rng: &mut Rng) {
+        let end = self.start + self.records.len() as i64;
+        let kept = rng.between(self.durable as u64, end as u64) as i64;
+        self.cut(kept);
+        self.removed.clear();
+    }
+
+    /// Whoever opens it flushes what is there.
+    pub fn open(&mut self) {
+        self.durable = self.start + self.records.len() as i64;
+        self.removed.clear();
+        self.restarted = false;
+        self.cut(self.durable);
+    }
+
+    fn cut(&mut self, end: i64) {
+        let kept = usize::try_from(end - self.start).unwrap_or(0).min(self.records.len());
+        let from = self.start + kept as i64;
+        self.removed.extend((from..).zip(self.records.drain(kept..)));
+        self.epochs.truncate_to(Offset(from));
+        self.durable = self.durable.min(from);
+        self.cuts += 1;
+        self.producers.clear();
+        for (offset, record) in (self.start..).zip(self.records.clone()) {
+            self.remember(offset, &record);
+        }
+    }
+
+    fn remember(&mut self, offset: i64, record: &Record) {
+        let known = self.producers.entry(record.producer).or_default();
+        if known.len() == REMEMBERED {
+            known.pop_front();
+        }
+        known.push_back((record.sequence, offset));
+    }
+
+    fn push(&mut self, record: Record) {
+        let offset = self.end();
+        self.epochs.append(record.epoch, offset);
+        self.remember(offset.0, &record);
+        self.records.push(record);
+    }
+}
+
+impl Log for SimLog {
+    type Error = OutOfOrder;
+
+    fn start(&self) -> Offset {
+        Offset(self.start)
+    }
+
+    fn end(&self) -> Offset {
+        Offset(self.start + self.records.len() as i64)
+    }
+
+    fn epochs(&self) -> &EpochHistory {
+        &self.epochs
+    }
+
+    fn begin_epoch(&mut self, epoch: LeaderEpoch) -> Result<(), OutOfOrder> {
+        self.epochs.append(epoch, self.end());
+        Ok(())
+    }
+
+    fn append(&mut self, batch: Bytes, epoch: LeaderEpoch, _: WallTime) -> Result<Offset, OutOfOrder> {
+        let record = Record { epoch, ..Record::read(&batch) };
+        self.repeated = false;
+        if let Some(known) = self.producers.get(&record.producer) {
+            if let Some((_, offset)) = known.iter().find(|(sequence, _)| *sequence == record.sequence) {
+                self.repeated = true;
+                return Ok(Offset(*offset));
+            }
+            let expected = known.back().map_or(record.sequence, |(last, _)| last + 1);
+            if expected != record.sequence {
+                return Err(OutOfOrder { expected });
+            }
+        }
+        self.push(record);
+        Ok(Offset(self.end().0 - 1))
+    }
+
+    fn copy(&mut self, batches: Bytes) -> Result<(), OutOfOrder> {
+        batches.chunks_exact(RECORD).for_each(|record| self.push(Record::read(record)));
+        Ok(())
+    }
+
+    fn read(&self, from: Offset, max_bytes: usize) -> Result<Bytes, OutOfOrder> {
+        let mut batches = BytesMut::new();
+        let first = usize::try_from(from.0 - self.start).unwrap_or(0);
+        let records = self.records.iter().skip(first).take((max_bytes / RECORD).max(1));
+        records.for_each(|record| record.put(&mut batches));
+        Ok(batches.freeze())
+    }
+
+    fn truncate_to(&mut self, end: Offset) -> Result<(), OutOfOrder> {
+        self.cut(end.0);
+        Ok(())
+    }
+
+    fn restart_at(&mut self, start: Offset) -> Result<(), OutOfOrder> {
+        self.cut(self.start);
+        (self.start, self.durable, self.epochs, self.restarted) = (start.0, start.0, EpochHistory::default(), true);
+        Ok(())
+    }
+
+    fn delete_before(&mut self, start: Offset) -> Result<(), OutOfOrder> {
+        let gone = usize::try_from(start.0 - self.start).unwrap_or(0).min(self.records.len());
+        self.records.drain(..gone);
+        self.start += gone as i64;
+        self.durable = self.durable.max(self.start);
+        self.epochs.start_at(Offset(self.start));
+        Ok(())
+    }
+}
