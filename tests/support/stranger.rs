@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::client::RequestErrorKind;
 use futures::StreamExt;
 use serde_json::{Value, json};
 
@@ -33,6 +34,35 @@ impl Stranger {
         let request = async_nats::Request::new().payload(payload.into()).timeout(Some(DEADLINE));
         let answer = self.runtime.block_on(self.client.send_request(subject.to_owned(), request));
         answer.map(|answer| answer.payload.to_vec()).map_err(|error| format!("no answer on {subject}: {error}"))
+    }
+
+    /// The answer to a request with headers, as soon as somebody listens. That there is none fails the test.
+    pub fn demand(&self, subject: &str, headers: &[(&str, &str)], payload: impl Into<Vec<u8>>) -> async_nats::Message {
+        let payload: Vec<u8> = payload.into();
+        let mut map = async_nats::HeaderMap::new();
+        headers.iter().for_each(|(name, value)| map.insert(*name, *value));
+        let payload = bytes::Bytes::from(payload);
+        let began = std::time::Instant::now();
+        loop {
+            let request =
+                async_nats::Request::new().payload(payload.clone()).headers(map.clone()).timeout(Some(DEADLINE));
+            match self.runtime.block_on(self.client.send_request(subject.to_owned(), request)) {
+                Ok(answer) => return answer,
+                // Each try is a round trip.
+                Err(error) if error.kind() == RequestErrorKind::NoResponders && began.elapsed() < DEADLINE => {}
+                Err(error) => panic!("no answer on {subject}: {error}"),
+            }
+        }
+    }
+
+    /// As [`Self::tell`], for whoever would answer on that subject.
+    pub fn tell_with_reply(&self, subject: &str, reply: &str, payload: impl Into<Vec<u8>>) {
+        let payload: Vec<u8> = payload.into();
+        self.runtime.block_on(async {
+            let (subject, reply) = (subject.to_owned(), reply.to_owned());
+            self.client.publish_with_reply(subject, reply, payload.into()).await.unwrap();
+            dmq::bus::raw::round_trip(&self.client, DEADLINE).await.unwrap();
+        });
     }
 
     /// The answer to a request, to the letter. That there is none fails the test.
@@ -110,6 +140,14 @@ impl Overheard<'_> {
 
     pub fn next(&mut self) -> Value {
         serde_json::from_slice(&self.next_raw().1).expect("JSON")
+    }
+
+    /// Whether nothing came up to now: whatever the server had for us before is here.
+    pub fn is_silent(&mut self) -> bool {
+        self.stranger.runtime.block_on(async {
+            dmq::bus::raw::round_trip(&self.stranger.client, DEADLINE).await.unwrap();
+            futures::poll!(self.subscriber.next()).is_pending()
+        })
     }
 
     /// The first message that fits.

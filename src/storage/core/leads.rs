@@ -123,7 +123,7 @@ impl StorageCore {
     }
 
     /// Whether the metadata has this incarnation working.
-    fn serves(&self) -> bool {
+    pub fn serves(&self) -> bool {
         self.me().is_some_and(|node| {
             node.state.serves()
                 && node.incarnation == self.identity.incarnation

@@ -156,7 +156,7 @@ impl StorageCore {
         let counts = self.me().map_or((0, 0), |node| (node.leaders, node.followers()));
         let mut health = self.session.health.clone();
         health.sync_stalled_ms = self.intake.stalled(now).as_millis() as u64;
-        health.refused_messages = self.refused;
+        health.refused_messages = health.refused_messages.saturating_add(self.refused);
         health.directory_errors.extend(self.intake.error().map(str::to_owned));
         self.session.sequence += 1;
         let heartbeat = Heartbeat {

@@ -6,12 +6,13 @@ use async_nats::Subject;
 use bytes::Bytes;
 
 use super::answer::{self, Reply};
+use super::faults::Whose;
 use super::fetches::Fetch;
 use super::log::Failure;
 use super::request::{Format, Request};
 use super::serve::Reading;
 use super::worker::Worker;
-use crate::log::{Log, ReadPlan, TopicPartition};
+use crate::log::{Log, LogError, ReadPlan, TopicPartition};
 use crate::storage::core::{Place, Token};
 use crate::storage::replicas::{self, Append, AppendError, Input, Led};
 use crate::types::{LeaderEpoch, Monotonic, Offset, TopicId};
@@ -143,6 +144,11 @@ impl Worker {
                 {
                     self.failed(place, failure);
                 }
+                if let AppendError::Log(failure) = &error
+                    && let LogError::Corrupt { .. } | LogError::InvalidBatch { .. } = failure.error()
+                {
+                    self.hub.refuse(Whose::Clients(place), 1, || failure.to_string());
+                }
                 if let Some(error) = answer::append_error(&error) {
                     self.refuse(reply, &error).await;
                 }
@@ -163,7 +169,7 @@ impl Worker {
     }
 
     pub(super) fn pending_deadline(&self) -> Option<Monotonic> {
-        (!self.pending.is_empty()).then(|| self.timeout_check_at)
+        (!self.pending.is_empty()).then_some(self.timeout_check_at)
     }
 
     /// Tells those whose time is over. What they sent stays in the log, and may yet be committed.

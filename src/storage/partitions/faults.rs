@@ -19,6 +19,7 @@ use crate::wire::Health;
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 const LAG_EVERY: Duration = Duration::from_millis(250);
+const SAID_EVERY: Duration = Duration::from_secs(60);
 /// How many faults a heartbeat tells.
 const TOLD: usize = 16;
 
@@ -40,13 +41,45 @@ pub(in crate::storage) struct Vitals(Arc<Mutex<Told>>);
 struct Told {
     faults: Vec<String>,
     largest_lag: u64,
+    refused: u64,
+    /// When it was last said that something was refused.
+    said: BTreeMap<Whose, Monotonic>,
+}
+
+/// Whose messages are refused, as far as that can be told: by where they come in.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(in crate::storage) enum Whose {
+    Followers,
+    /// Of a partition that is led here.
+    Clients(Place),
+    /// Of clients who name no partition.
+    Anybody,
 }
 
 impl Vitals {
-    pub(in crate::storage) fn tell(&self, health: &mut Health) {
+    /// Faults are told of a node that `serves`: one whose directory has faults does not come to serve, and a log that fails, of which
+    /// this may be the only copy, must not keep all the others from being led.
+    pub(in crate::storage) fn tell(&self, health: &mut Health, serves: bool) {
         let told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        health.directory_errors.extend(told.faults.iter().cloned());
+        if serves {
+            health.directory_errors.extend(told.faults.iter().cloned());
+        }
         health.replication_lag_records = told.largest_lag;
+        health.refused_messages = told.refused;
+    }
+
+    /// Counts messages that nobody sends who keeps to the protocol, and says once a minute why.
+    pub(in crate::storage) fn refuse(&self, now: Monotonic, whose: Whose, count: u64, why: impl FnOnce() -> String) {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        told.refused = told.refused.saturating_add(count);
+        if told.said.get(&whose).is_some_and(|at| now.since(*at) < SAID_EVERY) {
+            return;
+        }
+        // No more are kept than were refused within a minute, of what is led here.
+        told.said.retain(|_, at| now.since(*at) < SAID_EVERY);
+        told.said.insert(whose, now);
+        drop(told);
+        tracing::warn!("a message was refused: {}", why());
     }
 }
 

@@ -69,6 +69,17 @@ pub(super) fn check(commit: &Commit) -> Result<(), WireError> {
     for offset in &commit.offsets {
         TopicName::new(&offset.topic)
             .map_err(|error| WireError::new(Code::InvalidTopicException, error.to_string()))?;
+        // Kafka's records have 31 bits for both.
+        let exceeds = |number: u32| i32::try_from(number).is_err();
+        if exceeds(offset.partition) || offset.leader_epoch.is_some_and(|epoch| exceeds(epoch.0)) {
+            let words = format!(
+                "{}-{}: a partition and a leader epoch are at most {}",
+                offset.topic,
+                offset.partition,
+                i32::MAX
+            );
+            return Err(WireError::new(Code::InvalidRequest, words));
+        }
         if offset.offset.is_some_and(|offset| offset < Offset::ZERO) {
             let words = format!("{}-{}: an offset is 0 or more", offset.topic, offset.partition);
             return Err(WireError::new(Code::InvalidRequest, words));
@@ -201,6 +212,10 @@ mod tests {
         );
         assert_eq!(code(&commit(Vec::new())), Err(Code::InvalidRequest));
         assert_eq!(code(&commit(vec![offset(0, Some(-1))])), Err(Code::InvalidRequest));
+        // As a negative number on the disk it would be forgotten with the next coordinator, although it was acknowledged.
+        assert_eq!(code(&commit(vec![offset(1 << 31, Some(1))])), Err(Code::InvalidRequest));
+        let late = CommitOffset { leader_epoch: Some(LeaderEpoch(1 << 31)), ..offset(0, Some(1)) };
+        assert_eq!(code(&commit(vec![late])), Err(Code::InvalidRequest));
         let wordy = CommitOffset { metadata: Some("x".repeat(4097)), ..offset(0, Some(1)) };
         assert_eq!(code(&commit(vec![wordy])), Err(Code::OffsetMetadataTooLarge));
         let nowhere = CommitOffset { topic: "a b".into(), ..offset(0, Some(1)) };

@@ -35,7 +35,7 @@ use crate::process::Clock;
 use crate::types::{Monotonic, StorageId};
 pub(super) use answer::error_answer;
 use coordinator::Loaded;
-pub(super) use faults::Vitals;
+pub(super) use faults::{Vitals, Whose};
 use fetches::Fetch;
 pub(super) use groups::check_group;
 use request::Request;
@@ -68,7 +68,7 @@ pub(in crate::storage) enum Command {
     Disconnected,
     SubjectsChanged,
     InSyncAnswers(Vec<InSyncOutcome>),
-    /// A follower's poll.
+    /// A follower's poll, which can be read.
     Poll {
         payload: Bytes,
         reply: Subject,

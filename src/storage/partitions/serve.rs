@@ -14,7 +14,7 @@ use super::coordinator::Loaded;
 use super::fetches::Fetch;
 use super::groups::Groups;
 use super::request::{Format, Request};
-use super::{BUDGET_KIB, Command, Lease};
+use super::{BUDGET_KIB, Command, Lease, Vitals, Whose};
 use crate::bus::{BusError, raw};
 use crate::log::{LogError, ReadPlan, TopicPartition};
 use crate::process::Clock;
@@ -22,6 +22,7 @@ use crate::storage::core::{Call, CallError, Place};
 use crate::storage::subjects::Subjects;
 use crate::types::{LeaderEpoch, Monotonic, Offset, StorageId};
 use crate::wire::data::FetchedHead;
+use crate::wire::replica::ReplicaFetch;
 
 /// How many answers may wait to be published.
 const REPLIES: usize = 4096;
@@ -117,6 +118,7 @@ pub(super) struct Hub {
     lease: Lease,
     runtime: Handle,
     clock: Clock,
+    vitals: Vitals,
 }
 
 impl Hub {
@@ -127,12 +129,13 @@ impl Hub {
         runtime: Handle,
         clock: Clock,
         lease: Lease,
+        vitals: Vitals,
     ) -> Self {
         let (replies, outgoing) = mpsc::channel(REPLIES);
         runtime.spawn(publish(client.clone(), outgoing));
         let budget = Arc::new(Semaphore::new(BUDGET_KIB));
         let reads = Arc::new(Semaphore::new(READS));
-        Self { client, subjects, commands, replies, budget, reads, lease, runtime, clock }
+        Self { client, subjects, commands, replies, budget, reads, lease, runtime, clock, vitals }
     }
 
     pub(super) fn max_payload(&self) -> usize {
@@ -199,7 +202,12 @@ impl Hub {
             let Some(mut polls) = hub.subscribe(&subject).await else { return };
             while let Some(Message { payload, reply, .. }) = polls.next().await {
                 let Some(reply) = reply else { continue };
-                hub.command(Command::Poll { payload, reply }).await;
+                // Read here and in the engine, so that nothing is kept of whoever will get no answer.
+                match ReplicaFetch::decode(&payload) {
+                    Ok(_) => hub.command(Command::Poll { payload, reply }).await,
+                    // Whoever sends that is no follower that keeps to this protocol, and has nothing to wait for.
+                    Err(error) => hub.refuse(Whose::Followers, 1, || format!("a poll: {error}")),
+                }
             }
         });
         task.abort_handle()
@@ -223,27 +231,25 @@ impl Hub {
             let Some((op, _, _)) = subjects.read_data(&message.subject) else { return };
             Request::read(op, &message, self.clock.wall())
         };
-        let reply = message.reply;
+        let (reply, size) = (message.reply, message.length);
         match request {
             Ok(request) => {
-                let size = match &request {
-                    Request::Produce { batch, .. } => batch.len(),
-                    Request::Fetch { .. }
-                    | Request::Offsets(_)
-                    | Request::Delete(_)
-                    | Request::Commit(_)
-                    | Request::Committed(_) => 0,
-                };
                 let permits = size.div_ceil(1024).min(BUDGET_KIB) as u32;
                 let permit = Arc::clone(&self.budget).acquire_many_owned(permits).await.ok();
                 self.command(Command::Data { place, request, reply, _permit: permit }).await;
             }
             Err(error) => {
+                self.refuse(Whose::Clients(place), 1, || format!("{}: {error}", message.subject));
                 if let Some(reply) = reply {
                     self.reply(Reply::error(reply, &error)).await;
                 }
             }
         }
+    }
+
+    /// Counts what nobody sends who keeps to the protocol.
+    pub(super) fn refuse(&self, whose: Whose, count: u64, why: impl FnOnce() -> String) {
+        self.vitals.refuse(self.clock.monotonic(), whose, count, why);
     }
 
     async fn command(&self, command: Command) {

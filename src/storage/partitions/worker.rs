@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 use super::answer::Reply;
 use super::coordinator::Coordinator;
 use super::data::Pending;
-use super::faults::Faults;
+use super::faults::{Faults, Whose};
 use super::fetches::Fetches;
 use super::flush::{Flusher, Synced};
 use super::log::{Failure, PartitionLog, millis};
@@ -78,7 +78,7 @@ pub(super) fn start(
         held: BTreeMap::new(),
         peers: BTreeMap::new(),
         me: None,
-        faults: Faults::new(vitals),
+        faults: Faults::new(vitals.clone()),
         upkeep: Upkeep::default(),
         flusher,
         fetches: Fetches::default(),
@@ -90,7 +90,7 @@ pub(super) fn start(
         listening: BTreeMap::new(),
         deaf: BTreeSet::new(),
         followers: None,
-        hub: Hub::new(client, subjects, commands, runtime, clock, lease.clone()),
+        hub: Hub::new(client, subjects, commands, runtime, clock, lease.clone(), vitals),
         events,
         clock,
         lease,
@@ -217,6 +217,12 @@ impl Worker {
                 let token = self.token();
                 self.polls.insert(token, reply);
                 self.give(now, Input::Poll { payload, token });
+                match self.engine.take_refused() {
+                    0 => {}
+                    count => self.hub.refuse(Whose::Followers, count, || {
+                        "a poll is of another cluster, or of no incarnation that is registered".into()
+                    }),
+                }
             }
             Command::PollAnswer { call, result } => self.give(now, Input::PollAnswer { call, result }),
             Command::Data { place, request, reply, .. } => self.request(now, place, request, reply).await,

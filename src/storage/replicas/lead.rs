@@ -15,6 +15,8 @@ use crate::wire::replica::{
 
 /// The longest that a poll is kept, whatever it asks for.
 const MAX_WAIT: Duration = Duration::from_secs(5);
+/// How many more partitions than there are here a follower may name: it may know of new ones earlier.
+const STRANGE_POSITIONS: usize = 1 << 17;
 
 #[derive(Debug)]
 pub(super) struct Session {
@@ -80,10 +82,13 @@ impl<L: Log> Replicas<L> {
         let Some(member) = self.member else { return };
         let known = self.peers.get(&poll.storage).map(|peer| peer.node_epoch);
         if poll.cluster != member.cluster || known.is_none_or(|known| poll.node_epoch < known) {
+            self.refused += 1;
             self.say(&poll, token, SessionOutcome::Refused, out);
             return;
         }
-        if !self.may_lead {
+        // An incarnation that this node does not know of yet begins no session: a made-up one would keep the real one out.
+        let is_ahead = known.is_some_and(|known| poll.node_epoch > known);
+        if is_ahead || !self.may_lead {
             self.say(&poll, token, SessionOutcome::NotServing, out);
             return;
         }
@@ -120,6 +125,11 @@ impl<L: Log> Replicas<L> {
             session.positions.remove(place);
             session.ready.remove(place);
             session.fresh.remove(place);
+        }
+        if session.positions.len() + poll.positions.len() > self.held.len() + STRANGE_POSITIONS {
+            self.sessions.remove(&poll.storage);
+            self.say(&poll, token, SessionOutcome::NotServing, out);
+            return;
         }
         for position in poll.positions {
             let place = (position.topic, position.partition);

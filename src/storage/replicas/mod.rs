@@ -79,6 +79,8 @@ pub struct Replicas<L: Log> {
     moved: BTreeSet<Place>,
     lag_check_at: Monotonic,
     next_call: u64,
+    /// Polls of no follower, since that was last asked.
+    refused: u64,
 }
 
 /// How a partition stands that is led here.
@@ -106,6 +108,7 @@ impl<L: Log> Replicas<L> {
             moved: BTreeSet::new(),
             lag_check_at: Monotonic(0),
             next_call: 0,
+            refused: 0,
         }
     }
 
@@ -156,6 +159,11 @@ impl<L: Log> Replicas<L> {
     /// The partitions whose high watermark, or leader, may have changed since this was last called.
     pub fn take_moved(&mut self) -> BTreeSet<Place> {
         std::mem::take(&mut self.moved)
+    }
+
+    /// How many polls came from another cluster, or no registered incarnation, since this was last called.
+    pub fn take_refused(&mut self) -> u64 {
+        std::mem::take(&mut self.refused)
     }
 
     /// The replicas that are held, with the end of what is committed as far as this node knows.

@@ -14,7 +14,7 @@ use super::*;
 use crate::replication::EpochHistory;
 use crate::storage::core::{CallError, InSyncOutcome, InSyncWish};
 use crate::types::{ClusterId, LeaderEpoch, NodeEpoch, PartitionEpoch, TopicId, WallTime};
-use crate::wire::replica::{ReplicaFetch, SessionOutcome};
+use crate::wire::replica::{ReplicaFetch, ReplicaPosition, SessionOutcome};
 
 const TOPIC: TopicId = TopicId(Uuid::from_u128(7));
 const PLACE: Place = (TOPIC, 0);
@@ -461,27 +461,24 @@ fn who_lags_leaves_the_in_sync_replicas_and_comes_back_when_it_has_everything() 
 }
 
 #[test]
-fn strangers_and_older_incarnations_are_refused_and_what_cannot_be_read_is_not_answered() {
+fn strangers_and_older_incarnations_are_refused_and_one_of_the_future_keeps_nobody_out() {
     let mut cluster = Cluster::new(1);
     cluster.settle(MOMENT);
-    let message = |cluster: u128, storage, node_epoch| {
-        ReplicaFetch {
-            cluster: ClusterId(Uuid::from_u128(cluster)),
-            storage: StorageId(storage),
-            node_epoch: NodeEpoch(node_epoch),
-            session: 99,
-            sequence: 0,
-            max_bytes: 1000,
-            max_wait_ms: 0,
-            positions: Vec::new(),
-            dropped: Vec::new(),
-        }
-        .encode()
+    let message = |cluster: u128, storage, node_epoch| ReplicaFetch {
+        cluster: ClusterId(Uuid::from_u128(cluster)),
+        storage: StorageId(storage),
+        node_epoch: NodeEpoch(node_epoch),
+        session: 99,
+        sequence: 0,
+        max_bytes: 1000,
+        max_wait_ms: 0,
+        positions: Vec::new(),
+        dropped: Vec::new(),
     };
-    let mut say = |payload: Bytes| {
+    let mut say = |poll: ReplicaFetch| {
         let mut out = Vec::new();
         let engine = &mut cluster.nodes[0].engine;
-        engine.take(cluster.now, Input::Poll { payload, token: Token(1_000) }, &mut out);
+        engine.take(cluster.now, Input::Poll { payload: poll.encode(), token: Token(1_000) }, &mut out);
         match &out[..] {
             [Effect::Answer { message, .. }] => {
                 Some(crate::wire::replica::ReplicaAnswer::decode(message).unwrap().0.outcome)
@@ -492,7 +489,53 @@ fn strangers_and_older_incarnations_are_refused_and_what_cannot_be_read_is_not_a
     assert_eq!(say(message(2, 1, 1)), Some(SessionOutcome::Refused), "another cluster");
     assert_eq!(say(message(1, 9, 1)), Some(SessionOutcome::Refused), "not registered");
     assert_eq!(say(message(1, 1, 0)), Some(SessionOutcome::Refused), "an older incarnation");
-    assert_eq!(say(Bytes::from_static(b"hello")), None);
+    assert_eq!(say(message(1, 1, u64::MAX)), Some(SessionOutcome::NotServing), "an incarnation that is not known yet");
+    assert_eq!(cluster.nodes[0].engine.take_refused(), 3);
+    // The real follower is answered as before.
+    cluster.append(0, (TOPIC, 0), 11, Some(Acks::All));
+    cluster.settle(MOMENT);
+    assert_eq!(cluster.acknowledged.len(), 1);
+}
+
+#[test]
+fn a_follower_cannot_name_more_partitions_than_could_ever_be_here() {
+    let mut cluster = Cluster::new(1);
+    cluster.settle(MOMENT);
+    let position = |partition| ReplicaPosition {
+        topic: TOPIC,
+        partition,
+        leader_epoch: LeaderEpoch(0),
+        attempt: 0,
+        offset: Offset(0),
+        last_epoch: None,
+        flushed: Offset(0),
+    };
+    let poll = |sequence: u32| ReplicaFetch {
+        cluster: ClusterId(Uuid::from_u128(1)),
+        storage: StorageId(1),
+        node_epoch: NodeEpoch(1),
+        session: 99,
+        sequence,
+        max_bytes: 1000,
+        max_wait_ms: 5_000,
+        positions: (sequence * 50_000..(sequence + 1) * 50_000).map(position).collect(),
+        dropped: Vec::new(),
+    };
+    let mut outcomes = Vec::new();
+    for sequence in 0..4 {
+        let mut out = Vec::new();
+        let engine = &mut cluster.nodes[0].engine;
+        engine.take(cluster.now, Input::Poll { payload: poll(sequence).encode(), token: Token(1_000) }, &mut out);
+        outcomes.extend(out.iter().filter_map(|effect| match effect {
+            Effect::Answer { message, .. } => {
+                Some(crate::wire::replica::ReplicaAnswer::decode(message).unwrap().0.outcome)
+            }
+            _ => None,
+        }));
+    }
+    // The second poll answers the first. The third is too much, and with the session all that was named is forgotten.
+    let nothing = SessionOutcome::Partitions(Vec::new());
+    assert_eq!(outcomes, [nothing.clone(), nothing, SessionOutcome::NotServing, SessionOutcome::UnknownSession]);
 }
 
 /// Nodes crash and come back, polls and answers are lost, late or repeated: what was acknowledged is in every later leader's

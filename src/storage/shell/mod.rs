@@ -279,7 +279,7 @@ impl Shell {
             }
             Event::Sampled(sampled) => {
                 let (sampler, mut health) = *sampled;
-                self.vitals.tell(&mut health);
+                self.vitals.tell(&mut health, self.core.serves());
                 self.sampler = Some(sampler);
                 self.feed(Input::Health(health)).await;
             }

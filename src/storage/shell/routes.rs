@@ -11,10 +11,10 @@ use tokio::task::JoinSet;
 use super::Shell;
 use crate::bus::raw;
 use crate::storage::auto::{self, Route};
-use crate::storage::partitions::error_answer;
+use crate::storage::partitions::{Whose, error_answer};
 use crate::storage::subjects::Subjects;
-use crate::wire::admin;
 use crate::wire::data::{OFFSETS_TOPIC, op};
+use crate::wire::{Code, WireError, admin};
 
 /// How many commits may wait for the offsets topic.
 const FIRST_COMMITS: usize = 256;
@@ -69,7 +69,11 @@ impl Routes {
 impl Shell {
     pub(super) async fn route(&mut self, message: Message) {
         let subjects = self.subjects.borrow().clone();
-        let Some((op, topic, None)) = subjects.read_data(&message.subject) else { return };
+        let Some((op, topic, None)) = subjects.read_data(&message.subject) else {
+            let words = "the subject ends with no name that a topic can have";
+            let error = WireError::new(Code::InvalidTopicException, words);
+            return self.refuse(message, &error).await;
+        };
         let Some(image) = self.core.history().image() else { return };
         let turn = self.routes.turn();
         match auto::route(op, topic.as_str(), &message, image, turn) {
@@ -82,12 +86,19 @@ impl Shell {
                 tokio::spawn(auto::pass_on_until_answered(self.client.clone(), subject, message));
             }
             Route::Answer(answer) => self.answer(message.reply, HeaderMap::new(), answer).await,
-            Route::Refused(error) => {
-                let (headers, body) = error_answer(&error);
-                self.answer(message.reply, headers, body).await;
-            }
+            Route::Refused(error) => self.refuse(message, &error).await,
             Route::MakeOffsetsTopic => self.make_offsets_topic(message),
         }
+    }
+
+    async fn refuse(&self, message: Message, error: &WireError) {
+        // A topic may be missing for honest reasons.
+        if error.code != Code::UnknownTopicOrPartition {
+            let why = || format!("{}: {error}", message.subject);
+            self.vitals.refuse(self.clock.monotonic(), Whose::Anybody, 1, why);
+        }
+        let (headers, body) = error_answer(error);
+        self.answer(message.reply, headers, body).await;
     }
 
     async fn answer(&self, reply: Option<Subject>, headers: HeaderMap, body: Bytes) {

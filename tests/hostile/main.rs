@@ -1,6 +1,8 @@
 //! Bad input against real processes. Every subject is open to anyone whom NATS lets in: whatever comes gets a clear error,
 //! is counted, is logged once, and changes nothing.
 
+mod records;
+#[path = "../support/mod.rs"]
 mod support;
 
 use serde_json::{Value, json};
