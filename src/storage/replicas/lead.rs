@@ -276,13 +276,7 @@ impl<L: Log> Replicas<L> {
     }
 
     /// What the follower lacks. None: there is something, and it does not fit.
-    fn records(
-        &self,
-        node: StorageId,
-        place: Place,
-        max_bytes: usize,
-        first: bool,
-    ) -> Result<Option<Bytes>, L::Error> {
+    fn records(&self, node: StorageId, place: Place, max_bytes: usize, first: bool) -> Result<Option<Bytes>, L::Error> {
         let position = self.sessions.get(&node).and_then(|session| session.positions.get(&place));
         let (Some(position), Some(replica)) = (position, self.held.get(&place)) else { return Ok(Some(Bytes::new())) };
         if position.offset >= replica.log.end() {
