@@ -87,10 +87,7 @@ impl Follower {
     /// 'diverged' would otherwise cut off what was fetched, and counted on, since.
     pub fn answer(&mut self, asked: &FetchFrom, outcome: FetchOutcome, epochs: &EpochHistory, log_end: Offset) -> Step {
         let now = self.fetch_from(epochs, log_end, asked.flushed);
-        let is_other = *asked != now;
-        #[cfg(test)]
-        let is_other = is_other && !crate::simulator::planted(crate::simulator::Bug::LateAnswerCounts);
-        if is_other {
+        if *asked != now {
             return Step::Ignore;
         }
         let step = match outcome {

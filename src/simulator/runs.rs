@@ -118,7 +118,7 @@ fn catches(invariant: u32, bug: Bug) {
     panic!("{bug:?} breaks invariant {invariant} in none of {BUG_SEEDS} seeds, and others in {others:?}");
 }
 
-const PLANTED: [(u32, Bug); 25] = [
+const PLANTED: [(u32, Bug); 24] = [
     (1, Bug::StateOfItsOwn),
     (2, Bug::AcknowledgedEarly),
     (3, Bug::EndlessLease),
@@ -142,12 +142,12 @@ const PLANTED: [(u32, Bug); 25] = [
     (9, Bug::AdmissionForgotten),
     (9, Bug::RetryAtOnce),
     (9, Bug::UncleanAnyway),
-    (15, Bug::LateAnswerCounts),
     (15, Bug::CutsTooMuch),
 ];
 
 #[test]
 fn each_invariant_catches_the_bug_that_breaks_it() {
+    // One of them, for who works on it.
     let only = std::env::var("BUG").ok();
     for (invariant, bug) in PLANTED {
         if only.as_ref().is_none_or(|only| *only == format!("{bug:?}")) {

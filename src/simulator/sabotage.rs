@@ -45,8 +45,6 @@ pub enum Bug {
     JoinsEarly,
     /// Whom a leader asked for, without an answer, does not count.
     AdmissionForgotten,
-    /// A follower acts on answers to what it asked before.
-    LateAnswerCounts,
     /// A follower cuts off all that it has.
     CutsTooMuch,
     /// A node without a lease goes on acknowledging.
