@@ -363,9 +363,8 @@ impl World {
                 }
                 self.seen.fault("copied disks");
                 self.hosts[COPY].folder = self.copy_folder(folder);
-                self.checker.doubt(folder);
-                self.checker.doubt(self.hosts[COPY].folder);
-                self.copied = Some(folder);
+                let copy = self.hosts[COPY].folder;
+                self.checker.copy_runs(Some([folder, copy]));
                 self.start(COPY);
                 let span = self.rng.between(2_000, 9_000) * MS;
                 self.queue.after(span, Event::Mend(Mend::Copy));
@@ -500,9 +499,7 @@ impl World {
     /// Whatever the copy was given meanwhile, the original lacks.
     fn end_copy(&mut self) {
         self.crash(COPY, false, None);
-        if let Some(folder) = self.copied {
-            self.checker.doubt(folder);
-        }
+        self.checker.copy_runs(None);
     }
 
     fn mend_link(&mut self, proc: Proc) {

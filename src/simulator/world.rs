@@ -163,8 +163,6 @@ pub struct World {
     pub controllers: [Option<Box<ControllerProc>>; CONTROLLERS],
     pub nodes: Vec<Option<Box<NodeProc>>>,
     pub folders: Vec<Folder>,
-    /// Of which there was a copy last.
-    pub copied: Option<usize>,
     pub stream: Stream,
     pub stream_sync_at: Time,
     pub lease: Lease,
@@ -193,7 +191,6 @@ impl World {
             controllers: [const { None }; CONTROLLERS],
             nodes: (0..=NODES).map(|_| None).collect(),
             folders: Vec::new(),
-            copied: None,
             stream: Stream::default(),
             stream_sync_at: 0,
             lease: Lease::default(),

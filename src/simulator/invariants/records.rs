@@ -19,6 +19,8 @@ pub struct Records {
     places: BTreeMap<Place, Truth>,
     /// Folders that were set back or copied, with the partitions of which they may lack something since.
     doubtful: BTreeMap<usize, BTreeSet<Place>>,
+    /// The folder of which a copy runs, and the copy: either may be the one that counts.
+    copied: Option<[usize; 2]>,
     joined: Vec<(Place, StorageId)>,
     pub seen: Vec<&'static str>,
     /// A disk was emptied, set back or copied.
@@ -123,12 +125,22 @@ impl Checker {
         self.records.doubtful.entry(folder).or_default().extend(self.records.places.keys().copied());
     }
 
+    /// Until then the copy, or what it is a copy of, lacks what the other is given.
+    pub fn copy_runs(&mut self, folders: Option<[usize; 2]>) {
+        for folder in self.records.copied.into_iter().chain(folders).flatten() {
+            self.doubt(folder);
+        }
+        self.records.copied = folders;
+    }
+
     pub fn disk_emptied(&mut self) {
         self.records.disks_changed = true;
     }
 
     fn is_doubtful(&self, folder: usize, place: Place) -> bool {
-        self.records.doubtful.get(&folder).is_some_and(|places| places.contains(&place))
+        let records = &self.records;
+        let is_copied = records.copied.is_some_and(|folders| folders.contains(&folder));
+        is_copied || records.doubtful.get(&folder).is_some_and(|places| places.contains(&place))
     }
 }
 
