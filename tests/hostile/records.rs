@@ -206,7 +206,7 @@ fn seal(batch: &mut [u8]) {
 fn a_garbled_batch_is_never_taken_and_one_that_lies_under_a_right_checksum_harms_nobody() {
     let mut cluster = Cluster::start(1, 1);
     cluster.await_healthy();
-    cluster.run("topic create orders --replication-factor 1").unwrap();
+    cluster.run("topic create orders --replication-factor 1 --config retention.ms=-1").unwrap();
     let stranger = Stranger::new(&cluster.nats);
     let send = |payload: &[u8]| stranger.demand("dmq.data.produce.0.orders", &[BATCH], payload);
     let good = batch(Some(ProducerStamp { id: 7, epoch: 0, sequence: 0 }));
