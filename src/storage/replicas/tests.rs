@@ -535,7 +535,10 @@ fn a_follower_cannot_name_more_partitions_than_could_ever_be_here() {
     }
     // The second poll answers the first. The third is too much, and with the session all that was named is forgotten.
     let nothing = SessionOutcome::Partitions(Vec::new());
-    assert_eq!(outcomes, [nothing.clone(), nothing, SessionOutcome::NotServing, SessionOutcome::UnknownSession]);
+    assert_eq!(
+        outcomes,
+        [nothing.clone(), nothing.clone(), nothing, SessionOutcome::NotServing, SessionOutcome::UnknownSession]
+    );
 }
 
 /// Nodes crash and come back, polls and answers are lost, late or repeated: what was acknowledged is in every later leader's
