@@ -219,6 +219,7 @@ impl World {
         let replicas = &mut node.replicas;
         let mut effects = Vec::new();
         let may = replicas.told_may_lead && replicas.lease.is_some_and(|until| now < until);
+        let begins = may && !replicas.may_lead;
         if may != std::mem::replace(&mut replicas.may_lead, may) {
             replicas.engine.take(now, Input::MayLead(may), &mut effects);
         }
@@ -232,6 +233,9 @@ impl World {
             for effect in std::mem::take(&mut effects) {
                 self.carry_out_for_replicas(proc, effect);
             }
+        }
+        if begins {
+            self.check_all_begin(proc);
         }
         self.check_records(proc);
         self.plan_node(proc);

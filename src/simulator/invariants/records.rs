@@ -260,11 +260,20 @@ impl World {
         }
     }
 
-    /// A leader begins, with all that was committed before.
+    /// A node may lead from here on.
+    pub fn check_all_begin(&mut self, proc: Proc) {
+        let Some(node) = &self.nodes[proc - CONTROLLERS] else { return };
+        let engine = &node.replicas.engine;
+        let led = engine.held().filter_map(|(place, ..)| Some((place, engine.led(place)?.leader_epoch)));
+        led.collect::<Vec<_>>().into_iter().for_each(|(place, epoch)| self.check_begins(proc, place, epoch));
+    }
+
+    /// A leader begins, with all that was committed before. Without a lease it says nothing to anybody: a new directory may take
+    /// itself for the leader that its id was before.
     pub fn check_begins(&mut self, proc: Proc, place: Place, epoch: LeaderEpoch) {
         let folder = self.hosts[proc].folder;
         let Some(node) = &self.nodes[proc - CONTROLLERS] else { return };
-        let Some(log) = node.replicas.engine.log(place) else { return };
+        let Some(log) = node.replicas.engine.log(place).filter(|_| node.replicas.may_lead) else { return };
         let is_doubtful = self.checker.is_doubtful(folder, place);
         let Some(truth) = self.checker.records.places.get_mut(&place).filter(|truth| !truth.is_excused) else { return };
         let Some((at, record, by)) = truth.lacking(log, epoch) else { return };
