@@ -85,7 +85,7 @@ fn read_on(stranger: &Stranger, topic: &str, from: u64) -> (Vec<String>, Option<
 fn a_closed_segment_that_has_changed_is_never_served_and_is_copied_anew() {
     let mut cluster = Cluster::start(1, 2);
     cluster.await_healthy();
-    cluster.run("topic create orders --replication-factor 2 --config segment.bytes=1048576").unwrap();
+    cluster.run("topic create orders --replication-factor 2 --config segment.bytes=1048576 --config max.message.bytes=65536").unwrap();
     let text = lines(0..3_500);
     let wanted: Vec<&str> = text.lines().collect();
     produce(&cluster, "orders", &text);
@@ -139,8 +139,8 @@ fn a_closed_segment_that_has_changed_is_never_served_and_is_copied_anew() {
 fn damage_that_is_found_at_the_start_is_copied_anew_or_told_where_there_is_no_other_copy() {
     let mut cluster = Cluster::start(1, 2);
     cluster.await_healthy();
-    cluster.run("topic create pair --replication-factor 2").unwrap();
-    cluster.run("topic create lone --replication-factor 1").unwrap();
+    cluster.run("topic create pair --replication-factor 2 --config max.message.bytes=65536").unwrap();
+    cluster.run("topic create lone --replication-factor 1 --config max.message.bytes=65536").unwrap();
     let text = lines(0..500);
     produce(&cluster, "pair", &text);
     produce(&cluster, "lone", &text);
@@ -206,7 +206,7 @@ fn a_node_whose_disk_is_full_gives_up_what_it_holds_and_takes_it_again_when_ther
     let Some(mount) = Mount::new(cluster.folder.path().join("storage-2")) else { return };
     cluster.storage.push(cluster.node(2));
     cluster.await_healthy();
-    cluster.run("topic create orders --partitions 6 --replication-factor 3 --config min.insync.replicas=2").unwrap();
+    cluster.run("topic create orders --partitions 6 --replication-factor 3 --config min.insync.replicas=2 --config max.message.bytes=65536").unwrap();
     let mut text = lines(0..600);
     produce(&cluster, "orders", &text);
     let leads = |cluster: &Cluster| -> Result<(bool, bool), String> {
