@@ -132,11 +132,16 @@ impl Stream {
         }
         let mut committed: Vec<SnapshotRef> = Vec::new();
         let mut digests: BTreeMap<Version, Digest> = BTreeMap::new();
+        let mut bases = Vec::new();
         for sequence in self.first..=self.last() {
             let Some(entry) = self.get(sequence).and_then(|message| ParsedEntry::parse(&message.payload)) else {
                 continue;
             };
             digests.insert(entry.previous.version, entry.previous.digest);
+            if entry.previous.version.0 + 1 == self.first {
+                let Position { version, digest } = entry.previous;
+                bases.push(SnapshotRef { version, digest, bytes: 0 });
+            }
             for record in entry.records().unwrap_or_default() {
                 if let Record::SnapshotCommitted { snapshot } = record {
                     committed.push(snapshot);
@@ -148,6 +153,8 @@ impl Stream {
             snapshot.version.0 + 1 >= self.first && known.is_none_or(|digest| *digest == snapshot.digest)
         };
         let found = committed.iter().rev().filter(goes_on).find_map(|snapshot| self.load(snapshot));
+        // Whoever restored it may have died before it could commit what the stream stands on.
+        let found = found.or_else(|| bases.iter().find_map(|snapshot| self.load(snapshot)));
         found.map(Box::new).ok_or_else(|| "no message of the stream commits a snapshot that is there".into())
     }
 

@@ -82,11 +82,16 @@ struct Scan {
     committed: Vec<SnapshotRef>,
     /// The digest at each version on which an entry stands.
     digests: BTreeMap<Version, Digest>,
+    /// What messages name that stand right where the stream begins.
+    bases: Vec<Position>,
 }
 
 impl Scan {
-    fn take(&mut self, payload: &[u8]) {
+    fn take(&mut self, first: u64, payload: &[u8]) {
         let Some(entry) = ParsedEntry::parse(payload) else { return };
+        if entry.previous.version.0 + 1 == first && self.bases.len() < TRIES && !self.bases.contains(&entry.previous) {
+            self.bases.push(entry.previous);
+        }
         self.digests.insert(entry.previous.version, entry.previous.digest);
         let Ok(records) = entry.records() else { return };
         for record in records {
@@ -107,9 +112,9 @@ pub(super) async fn load_newest(jetstream: &JetStream) -> Result<Box<(Image, Pos
         let batch = jetstream.log.read_range(next, head.last, SCAN_BYTES).await.map_err(|error| error.to_string())?;
         let Some((last, _)) = batch.last() else { break };
         next = last + 1;
-        batch.iter().for_each(|(_, payload)| scan.take(payload));
+        batch.iter().for_each(|(_, payload)| scan.take(head.first, payload));
     }
-    let Scan { committed, digests } = scan;
+    let Scan { committed, digests, bases } = scan;
     // A forged commit is passed over: its object is missing, or its digest is not what the entries stand on.
     let goes_on = |snapshot: &&SnapshotRef| {
         let known = digests.get(&snapshot.version);
@@ -123,6 +128,14 @@ pub(super) async fn load_newest(jetstream: &JetStream) -> Result<Box<(Image, Pos
             Err(error) => problem = error,
         }
         tracing::warn!(problem, "a snapshot of the history cannot be used");
+    }
+    // Whoever restored the history may have died before it could commit the snapshot on which the stream was made anew.
+    for base in bases {
+        if let Ok((loaded, _)) = load(&jetstream.snapshots, &format!("{}-{}", base.version, base.digest)).await
+            && loaded.1 == base
+        {
+            return Ok(loaded);
+        }
     }
     Err(problem)
 }
