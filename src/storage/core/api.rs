@@ -152,6 +152,14 @@ pub struct InSyncWish {
     pub recovered: bool,
 }
 
+impl InSyncWish {
+    /// What became of it.
+    pub fn outcome(&self, granted: bool) -> InSyncOutcome {
+        let Self { place, leader_epoch, partition_epoch, .. } = *self;
+        InSyncOutcome { place, leader_epoch, on_top_of: partition_epoch, granted }
+    }
+}
+
 /// What became of a wish that was asked of the controller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct InSyncOutcome {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::backoff::{Retry, Waiting};
-use super::{Call, CallError, Effect, InSyncOutcome, InSyncWish, Level, Place, StorageCore, answer_of};
+use super::{Call, CallError, Effect, InSyncWish, Level, Place, StorageCore, answer_of};
 use crate::types::Monotonic;
 use crate::wire::admin::{IsrMember, IsrRequest, PartitionAlter, PartitionAltered};
 
@@ -124,12 +124,7 @@ impl StorageCore {
     }
 
     fn answer_wishes(&mut self, out: &mut Vec<Effect>, granted: impl Fn(Place) -> bool) {
-        let outcome = |wish: InSyncWish| InSyncOutcome {
-            place: wish.place,
-            leader_epoch: wish.leader_epoch,
-            on_top_of: wish.partition_epoch,
-            granted: granted(wish.place),
-        };
+        let outcome = |wish: InSyncWish| wish.outcome(granted(wish.place));
         let outcomes: Vec<_> = std::mem::take(&mut self.isr.asked).into_iter().map(outcome).collect();
         if !outcomes.is_empty() {
             out.push(Effect::InSyncAnswers(outcomes));

@@ -24,6 +24,14 @@ impl Reply {
         Self { to, headers: HeaderMap::new(), payload: admin::encode(answer).into() }
     }
 
+    /// The answer, or the error in its place.
+    pub(super) fn of(to: Subject, answer: Result<impl serde::Serialize, WireError>) -> Self {
+        match answer {
+            Ok(answer) => Self::json(to, &answer),
+            Err(error) => Self::error(to, &error),
+        }
+    }
+
     pub(super) fn error(to: Subject, error: &WireError) -> Self {
         let (headers, payload) = error_answer(error);
         Self { to, headers, payload }

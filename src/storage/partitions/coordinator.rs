@@ -37,7 +37,7 @@ pub(in crate::storage) struct Loaded {
 
 impl Worker {
     pub(super) fn is_of_offsets(&self, place: Place) -> bool {
-        self.ids.get(&place).is_some_and(|id| id.topic.as_str() == OFFSETS_TOPIC)
+        self.held.get(&place).is_some_and(|held| held.id.topic.as_str() == OFFSETS_TOPIC)
     }
 
     pub(super) async fn commit(&mut self, now: Monotonic, place: Place, commit: Commit, reply: Option<Subject>) {
@@ -71,11 +71,8 @@ impl Worker {
     pub(super) async fn tell_committed(&mut self, place: Place, request: CommittedRequest, reply: Option<Subject>) {
         let Some(reply) = reply else { return };
         let known = groups::check_group(&request.group).and_then(|()| self.coordinate(place));
-        let answer = match known {
-            Ok(coordinator) => Reply::json(reply, &coordinator.groups.committed(&request)),
-            Err(error) => Reply::error(reply, &error),
-        };
-        self.hub.reply(answer).await;
+        let answer = known.map(|coordinator| coordinator.groups.committed(&request));
+        self.hub.reply(Reply::of(reply, answer)).await;
     }
 
     /// The coordinator of this partition, where it has read all of it.

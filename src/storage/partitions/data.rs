@@ -62,20 +62,12 @@ impl Worker {
             Request::Committed(request) => self.tell_committed(place, request, reply).await,
             Request::Offsets(request) => {
                 let Some(reply) = reply else { return };
-                let answer = match self.offsets(place, led, &request) {
-                    Ok(answer) => Reply::json(reply, &answer),
-                    Err(error) => Reply::error(reply, &error),
-                };
-                self.hub.reply(answer).await;
+                self.hub.reply(Reply::of(reply, self.offsets(place, led, &request))).await;
             }
             Request::Delete(request) => {
                 let answer = self.delete(place, led, &request);
                 let Some(reply) = reply else { return };
-                let answer = match answer {
-                    Ok(answer) => Reply::json(reply, &answer),
-                    Err(error) => Reply::error(reply, &error),
-                };
-                self.hub.reply(answer).await;
+                self.hub.reply(Reply::of(reply, answer)).await;
             }
         }
     }
@@ -155,7 +147,7 @@ impl Worker {
                 return;
             }
         };
-        let (Some(reply), Some(id)) = (reply, self.ids.get(&place)) else { return };
+        let (Some(reply), Some(id)) = (reply, self.held.get(&place).map(|held| &held.id)) else { return };
         let led = self.led(place);
         let (Some(led), Some(log)) = (led, self.engine.log(place)) else { return };
         let answer = Produced {
@@ -222,7 +214,7 @@ impl Worker {
     pub(super) async fn fetch(&mut self, now: Monotonic, fetch: Fetch) {
         let place = fetch.place;
         let (Some(led), Some(id), Some(log)) =
-            (self.led(place), self.ids.get(&place), self.engine.log(place).map(|log| &log.log))
+            (self.led(place), self.held.get(&place).map(|held| &held.id), self.engine.log(place).map(|log| &log.log))
         else {
             return;
         };
@@ -239,7 +231,7 @@ impl Worker {
 
     fn offsets(&self, place: Place, led: Led, request: &OffsetsRequest) -> Result<PartitionOffsets, WireError> {
         self.check_topic(place, request.topic_id)?;
-        let (Some(id), Some(log)) = (self.ids.get(&place), self.engine.log(place)) else {
+        let (Some(id), Some(log)) = (self.held.get(&place).map(|held| &held.id), self.engine.log(place)) else {
             return Err(WireError::new(Code::NotLeaderOrFollower, "the partition was given up just now"));
         };
         let log = &log.log;
@@ -262,7 +254,7 @@ impl Worker {
 
     fn delete(&mut self, place: Place, led: Led, request: &DeleteRecords) -> Result<PartitionOffsets, WireError> {
         self.check_topic(place, request.topic_id)?;
-        let Some(id) = self.ids.get(&place).cloned() else {
+        let Some(id) = self.held.get(&place).map(|held| held.id.clone()) else {
             return Err(WireError::new(Code::NotLeaderOrFollower, "the partition was given up just now"));
         };
         let visible = led.visible.ok_or_else(|| not_yet(&id))?;

@@ -20,7 +20,7 @@ use super::{Command, Held, Lease, Options, StartError};
 use crate::disk::RealDisk;
 use crate::log::{DEFAULT_OPEN_FILES, Log, LogConfig, LogDirectory, LogError, TopicPartition, WantedLog};
 use crate::process::Clock;
-use crate::storage::core::{self, InSyncOutcome, InSyncWish, Peer, Place, Token, Unassigned};
+use crate::storage::core::{self, InSyncWish, Peer, Place, Token, Unassigned};
 use crate::storage::replicas::{Effect, Input, Led, LogEnd, Replicas};
 use crate::storage::shell::Event;
 use crate::types::{Monotonic, StorageId};
@@ -31,7 +31,6 @@ const BATCH: usize = 512;
 pub(super) struct Worker {
     pub(super) engine: Replicas<PartitionLog>,
     pub(super) directory: LogDirectory,
-    pub(super) ids: BTreeMap<Place, TopicPartition>,
     /// As the metadata has them, whether or not their logs work.
     pub(super) held: BTreeMap<Place, Held>,
     pub(super) peers: BTreeMap<StorageId, Peer>,
@@ -74,7 +73,6 @@ pub(super) fn start(
     let worker = Worker {
         engine: Replicas::new(settings),
         directory,
-        ids: BTreeMap::new(),
         held: BTreeMap::new(),
         peers: BTreeMap::new(),
         me: None,
@@ -245,7 +243,7 @@ impl Worker {
             Effect::Acknowledge { token, result } => self.acknowledge(token, result).await,
             Effect::AskInSync(wishes) => self.ask_in_sync(wishes),
             Effect::Leads { place, leader_epoch } => {
-                let Some(id) = self.ids.get(&place) else { return };
+                let Some(id) = self.held.get(&place).map(|held| &held.id) else { return };
                 tracing::info!(partition = %id, %leader_epoch, "leads");
                 if self.may_lead {
                     self.listen_to_clients(place);
@@ -261,13 +259,7 @@ impl Worker {
 
     /// The shell may wait for this thread, so this thread never waits for the shell.
     pub(super) fn ask_in_sync(&mut self, wishes: Vec<InSyncWish>) {
-        let outcome = |wish: &InSyncWish| InSyncOutcome {
-            place: wish.place,
-            leader_epoch: wish.leader_epoch,
-            on_top_of: wish.partition_epoch,
-            granted: false,
-        };
-        let refused: Vec<_> = wishes.iter().map(outcome).collect();
+        let refused: Vec<_> = wishes.iter().map(|wish| wish.outcome(false)).collect();
         if self.events.try_send(Event::Input(core::Input::InSyncWishes(wishes))).is_err() {
             let now = self.clock.monotonic();
             refused.into_iter().for_each(|outcome| self.give(now, Input::InSyncAnswer(outcome)));
@@ -280,7 +272,7 @@ impl Worker {
     }
 
     fn listen_to_clients(&mut self, place: Place) {
-        let Some(id) = self.ids.get(&place) else { return };
+        let Some(id) = self.held.get(&place).map(|held| &held.id) else { return };
         let listening = self.hub.listen_to_clients(place, id);
         if let Some(before) = self.listening.insert(place, listening) {
             before.abort();
@@ -310,7 +302,7 @@ impl Worker {
             self.listen_to_followers(me);
         }
         for (place, listening) in &mut self.listening {
-            if let Some(id) = self.ids.get(place) {
+            if let Some(id) = self.held.get(place).map(|held| &held.id) {
                 std::mem::replace(listening, self.hub.listen_to_clients(*place, id)).abort();
             }
         }
@@ -335,7 +327,6 @@ impl Worker {
     fn assign_with(&mut self, now: Monotonic, held: Held, opened: Option<Result<Log, LogError>>) {
         let Held { place, id, config, is_relaxed, assignment } = held.clone();
         self.held.insert(place, held);
-        self.ids.insert(place, id.clone());
         let follows = assignment.leader.is_some() && assignment.leader != self.me;
         if follows && self.faults.damage(place).is_some() {
             // Out of the way, so that it is opened and cut.
@@ -357,7 +348,7 @@ impl Worker {
 
     /// A follower's log is cut where it is damaged: its leader has the rest. A leader's is not, and it shall not lead.
     fn mend(&mut self, place: Place, mut log: Log, follows: bool) -> Result<Log, LogError> {
-        let found = log.damages().first().map(|damage| damage.offsets.start);
+        let found = log.first_damage();
         let known = self.faults.damage(place);
         let Some(start) = [found, known].into_iter().flatten().min() else { return Ok(log) };
         if follows {
@@ -399,8 +390,7 @@ impl Worker {
         self.give(now, Input::Unassigned(place));
         self.silence(place);
         self.faults.forget(place);
-        self.held.remove(&place);
-        let Some(id) = self.ids.remove(&place) else { return };
+        let Some(Held { id, .. }) = self.held.remove(&place) else { return };
         let done = if is_deliberate {
             self.directory.remove(&id)
         } else {
