@@ -182,6 +182,18 @@ impl Accumulator {
             return Err(ProduceError::TooLarge { size: HEADER_BYTES + bound, limit });
         }
         let count = topic.partitions.len() as u32;
+        let most = self.config.batch_size.min(limit);
+        let mut wake = false;
+        if let Some(number) = topic.sticky
+            && (&record.partition, &record.key) == (&None, &None)
+            && let Some(partition) = topic.partitions.get_mut(number as usize)
+            && partition.open.as_ref().is_some_and(|open| open.builder.size() + bound > most)
+        {
+            // It is as full as it gets: the next one is another partition's.
+            partition.close();
+            self.dirty.insert((place, number));
+            (wake, topic.sticky) = (true, None);
+        }
         let number = match (record.partition, &record.key) {
             (Some(partition), _) => partition,
             (None, Some(key)) => crate::types::partition_of_key(key, count),
@@ -193,12 +205,10 @@ impl Accumulator {
         let Some(partition) = topic.partitions.get_mut(number as usize) else {
             return Err(ProduceError::NoPartition { topic: record.topic.clone(), partition: number, count });
         };
-        let most = self.config.batch_size.min(limit);
-        let mut wake = false;
         if let Some(open) = &mut partition.open {
             let size = open.builder.size() + bound;
             if size <= most && open.has_room(size, most, &self.memory, &mut room) {
-                return Ok(Appended::Done { delivery: open.push(record, timestamp), wake: false });
+                return Ok(Appended::Done { delivery: open.push(record, timestamp), wake });
             }
             partition.close();
             self.dirty.insert((place, number));
@@ -325,5 +335,58 @@ impl Open {
         let delivery = self.settle.delivery(self.builder.record_count(), timestamp);
         self.builder.push(timestamp, record.key.as_deref(), record.value.as_deref(), &record.headers);
         delivery
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    const BATCH_SIZE: usize = 4 << 10;
+
+    fn accumulator(partitions: u32) -> (Accumulator, TopicName) {
+        let config = ProducerConfig { batch_size: BATCH_SIZE, ..ProducerConfig::default() };
+        let mut accumulator = Accumulator::new(config, Arc::new(Semaphore::new(1 << 20)));
+        let name = TopicName::new("orders").unwrap();
+        let topic = Topic::new(name.clone(), TopicId(Uuid::from_u128(1)), HeaderMap::new(), 1 << 20, Instant::now());
+        accumulator.describe(topic, partitions, |op, partition| format!("{op}.{partition}").into());
+        (accumulator, name)
+    }
+
+    /// Appends a record. `draw`: where chance would have it.
+    fn append(accumulator: &mut Accumulator, record: &ProducerRecord, draw: u32) {
+        let bound = 1_000;
+        let appended = accumulator.append(Instant::now(), record, 0, bound, None, || [draw; 2]).unwrap();
+        assert!(matches!(appended, Appended::Done { .. }));
+    }
+
+    fn batches(accumulator: &Accumulator) -> Vec<usize> {
+        accumulator.topics[0].partitions.iter().map(Partition::load).collect()
+    }
+
+    #[test]
+    fn a_full_batch_without_keys_is_followed_by_one_of_another_partition() {
+        let (mut accumulator, name) = accumulator(3);
+        let record = ProducerRecord::new(name, vec![7; 990]);
+        // Chance would have each record go elsewhere: it is asked once a batch only.
+        for number in 0..12 {
+            append(&mut accumulator, &record, number / 4);
+        }
+        // Four fit a batch, and the last one is open.
+        assert_eq!(batches(&accumulator), [1, 1, 0]);
+        append(&mut accumulator, &record, 0);
+        assert_eq!(batches(&accumulator), [1, 1, 1]);
+    }
+
+    #[test]
+    fn a_full_batch_of_one_key_is_followed_by_one_of_the_same_partition_and_leaves_the_others_where_they_are() {
+        let (mut accumulator, name) = accumulator(3);
+        let keyless = ProducerRecord::new(name.clone(), vec![7; 990]);
+        let keyed = ProducerRecord { partition: Some(2), ..keyless.clone() };
+        append(&mut accumulator, &keyless, 1);
+        (0..9).for_each(|_| append(&mut accumulator, &keyed, 0));
+        append(&mut accumulator, &keyless, 0);
+        assert_eq!(batches(&accumulator), [0, 0, 2]);
     }
 }
