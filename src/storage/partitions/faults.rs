@@ -212,22 +212,21 @@ impl Worker {
         let due: Vec<_> =
             self.faults.of.iter().filter(|(_, fault)| fault.retry_at <= now).map(|(place, _)| *place).collect();
         for place in due {
+            let held = self.held.get(&place).cloned();
+            // As a leader it would only fail again, unless it is alone.
+            let may_try = self.is_alone(place) || held.as_ref().is_some_and(|held| held.assignment.leader != self.me);
             let Some(fault) = self.faults.of.get_mut(&place) else { continue };
-            let is_closed = fault.is_closed;
+            // It has worked since it was tried again, or there is nothing left to try.
+            let Some(held) = held.filter(|_| fault.is_closed || fault.damage.is_some()) else {
+                self.faults.forget(place);
+                continue;
+            };
             fault.retry_at = now + fault.pause;
+            let tries = fault.is_closed && may_try;
+            fault.is_closed &= !tries;
             self.resign(place);
-            let leads = self.held.get(&place).is_some_and(|held| held.assignment.leader == self.me);
-            match self.held.get(&place).cloned() {
-                // As a leader it would only fail again, unless it is alone.
-                Some(held) if is_closed && (!leads || self.is_alone(place)) => {
-                    if let Some(fault) = self.faults.of.get_mut(&place) {
-                        fault.is_closed = false;
-                    }
-                    self.assign(now, held);
-                }
-                Some(_) if !is_closed && self.faults.damage(place).is_none() => self.faults.forget(place),
-                Some(_) => {}
-                None => self.faults.forget(place),
+            if tries {
+                self.assign(now, held);
             }
         }
     }
