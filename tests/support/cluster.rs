@@ -31,6 +31,11 @@ impl Process {
         kill_process(Pid::from_child(&self.0), Signal::CONT).unwrap();
     }
 
+    /// SIGTERM: it ends in its own time.
+    pub fn terminate(&self) {
+        kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
+    }
+
     pub fn has_ended(&mut self) -> bool {
         self.0.try_wait().unwrap().is_some()
     }
