@@ -259,6 +259,7 @@ impl World {
                 self.report(delay, proc, Mail::Data(Data::Flushed(ends)));
             }
             Effect::Acknowledge { token, result } => self.acknowledge(proc, token, result),
+            Effect::Dropped { .. } => {}
             Effect::AskInSync(wishes) => {
                 let delay = self.rng.between(5, 300);
                 self.report(delay, proc, Mail::Node(CoreInput::InSyncWishes(wishes)));

@@ -131,16 +131,7 @@ impl Worker {
                 return;
             }
             (Err(error), Answer::Produced | Answer::Committed(_)) => {
-                if let AppendError::Log(failure) = &error
-                    && failure.error().is_disk()
-                {
-                    self.failed(place, failure);
-                }
-                if let AppendError::Log(failure) = &error
-                    && let LogError::Corrupt { .. } | LogError::InvalidBatch { .. } = failure.error()
-                {
-                    self.hub.refuse(Whose::Clients(place), 1, || failure.to_string());
-                }
+                self.not_appended(place, &error);
                 if let Some(error) = answer::append_error(&error) {
                     self.refuse(reply, &error).await;
                 }
@@ -158,6 +149,18 @@ impl Worker {
             log_start_offset: log.log.start(),
         };
         self.hub.reply(Reply::json(reply, &answer)).await;
+    }
+
+    /// Whether or not anybody waits for it: a disk that fails, and a client that sends what is none, are seen to.
+    pub(super) fn not_appended(&mut self, place: Place, error: &AppendError<Failure>) {
+        let AppendError::Log(failure) = error else { return };
+        match failure.error() {
+            error if error.is_disk() => self.failed(place, failure),
+            LogError::Corrupt { .. } | LogError::InvalidBatch { .. } => {
+                self.hub.refuse(Whose::Clients(place), 1, || failure.to_string());
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn pending_deadline(&self) -> Option<Monotonic> {
@@ -258,15 +261,8 @@ impl Worker {
             return Err(WireError::new(Code::NotLeaderOrFollower, "the partition was given up just now"));
         };
         let visible = led.visible.ok_or_else(|| not_yet(&id))?;
-        if request.before > visible {
-            let words = format!(
-                "{id}: records can be deleted up to the high watermark, which is {visible}, not before {}",
-                request.before
-            );
-            return Err(WireError::new(Code::OffsetOutOfRange, words));
-        }
         if let Some(log) = self.engine.log_mut(place) {
-            log.log.delete_before(request.before).map_err(|error| answer::log_error(&error))?;
+            log.log.delete_records(request.before, visible).map_err(|error| answer::log_error(&error))?;
         }
         let logs = self.engine.held().map(|(_, log, _)| &log.log);
         self.directory.checkpoint(logs).map_err(|error| WireError::new(Code::KafkaStorageError, error.to_string()))?;

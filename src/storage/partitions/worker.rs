@@ -241,6 +241,7 @@ impl Worker {
             }
             Effect::Flush(ends) => ends.into_iter().for_each(|end| self.flush(end)),
             Effect::Acknowledge { token, result } => self.acknowledge(token, result).await,
+            Effect::Dropped { place, error } => self.not_appended(place, &error),
             Effect::AskInSync(wishes) => self.ask_in_sync(wishes),
             Effect::Leads { place, leader_epoch } => {
                 let Some(id) = self.held.get(&place).map(|held| &held.id) else { return };

@@ -1,6 +1,7 @@
 //! What goes into the replicas' engine and what comes out of it.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,6 +50,8 @@ pub struct Settings {
     pub lag_check: Duration,
     /// The most partitions of one request for in-sync replicas.
     pub isr_batch: usize,
+    /// The most bytes in a second to followers that are not in sync, all together. None: without limit.
+    pub catch_up_rate: Option<NonZeroU64>,
     /// The most appends of one partition that may wait for their acknowledgement.
     pub waiting_max: usize,
 }
@@ -63,6 +66,7 @@ impl Default for Settings {
             lag_max: Duration::from_secs(10),
             lag_check: Duration::from_millis(500),
             isr_batch: 1_000,
+            catch_up_rate: None,
             waiting_max: 4_096,
         }
     }
@@ -156,6 +160,8 @@ pub enum Effect<E> {
     Flush(Vec<LogEnd>),
     /// The client's records begin at this offset, and are as safe as it asked for.
     Acknowledge { token: Token, result: Result<Offset, AppendError<E>> },
+    /// Nobody waits for these records, and they were not written.
+    Dropped { place: Place, error: AppendError<E> },
     /// Ask the controller.
     AskInSync(Vec<InSyncWish>),
     /// This node leads the partition from here on, as far as its metadata goes.

@@ -97,6 +97,7 @@ impl<L: Log> Replicas<L> {
             }
         }
         self.held.insert(place, replica);
+        self.let_go_of(place);
         self.acknowledge(place, out);
     }
 

@@ -14,7 +14,7 @@ impl<L: Log> Replicas<L> {
                 self.tell_followers(place, end);
             }
             Err(error) if acks.is_some() => out.push(Effect::Acknowledge { token, result: Err(error) }),
-            Err(_) => {}
+            Err(error) => out.push(Effect::Dropped { place, error }),
         }
     }
 

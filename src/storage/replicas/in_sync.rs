@@ -59,14 +59,10 @@ impl<L: Log> Replicas<L> {
         let members = wish.members.iter().map(|node| Some((*node, epoch(*node)?))).collect::<Option<_>>()?;
         leader.in_sync_mut().asking(&wish);
         self.behind.insert(place);
-        Some(InSyncWish {
-            place,
-            leader_epoch: leader.leader_epoch(),
-            partition_epoch: wish.partition_epoch,
-            members,
-            settles: wish.settles,
-            recovered,
-        })
+        let leader_epoch = leader.leader_epoch();
+        self.let_go_of(place);
+        let (partition_epoch, settles) = (wish.partition_epoch, wish.settles);
+        Some(InSyncWish { place, leader_epoch, partition_epoch, members, settles, recovered })
     }
 
     pub(super) fn in_sync_answer(&mut self, outcome: InSyncOutcome) {

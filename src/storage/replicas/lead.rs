@@ -1,6 +1,6 @@
 //! The leader's side: followers' sessions, and what they are answered.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +15,8 @@ use crate::wire::replica::{
 
 /// The longest that a poll is kept, whatever it asks for.
 const MAX_WAIT: Duration = Duration::from_secs(5);
+/// How many sessions of a follower that are over are kept in mind. A poll of one that comes late must not begin it again.
+const OVER: usize = 8;
 /// How many more partitions than there are here a follower may name: it may know of new ones earlier.
 const STRANGE_POSITIONS: usize = 1 << 17;
 
@@ -22,11 +24,13 @@ const STRANGE_POSITIONS: usize = 1 << 17;
 pub(super) struct Session {
     node_epoch: NodeEpoch,
     session: u64,
+    /// Those of this incarnation before, the newest last.
+    over: VecDeque<u64>,
     /// Of the last poll.
     sequence: u32,
-    positions: BTreeMap<Place, ReplicaPosition>,
+    pub(super) positions: BTreeMap<Place, ReplicaPosition>,
     /// Something is to be said of these.
-    ready: BTreeSet<Place>,
+    pub(super) ready: BTreeSet<Place>,
     /// The position has changed and was not looked at.
     fresh: BTreeSet<Place>,
     /// Where the last answer ended, so that no partition starves behind busier ones.
@@ -53,6 +57,20 @@ struct Waiting {
 impl Session {
     pub(super) fn deadline(&self) -> Option<Monotonic> {
         Some(self.waiting?.until)
+    }
+
+    fn may_be_followed_by(&self, node_epoch: NodeEpoch, session: u64) -> bool {
+        let is_known = self.session == session || self.over.contains(&session);
+        self.node_epoch < node_epoch || self.node_epoch == node_epoch && !is_known
+    }
+
+    /// The sessions that are over once another one of this incarnation begins.
+    fn over_with_it(&self, node_epoch: NodeEpoch) -> VecDeque<u64> {
+        if self.node_epoch != node_epoch {
+            return VecDeque::new();
+        }
+        let skipped = (self.over.len() + 1).saturating_sub(OVER);
+        self.over.iter().copied().skip(skipped).chain([self.session]).collect()
     }
 
     #[cfg(test)]
@@ -97,8 +115,9 @@ impl<L: Log> Replicas<L> {
             (held.node_epoch, held.session) == (poll.node_epoch, poll.session)
                 && held.sequence.checked_add(1) == Some(poll.sequence)
         });
-        let begins = poll.sequence == 0
-            && held.is_none_or(|held| (held.node_epoch, held.session) < (poll.node_epoch, poll.session));
+        // Any other number will do: were it to rise, one poll with the highest would keep the follower out for good.
+        let begins = poll.sequence == 0 && held.is_none_or(|held| held.may_be_followed_by(poll.node_epoch, poll.session));
+        let over = held.filter(|_| begins).map(|held| held.over_with_it(poll.node_epoch)).unwrap_or_default();
         if !next && !begins {
             self.say(&poll, token, SessionOutcome::UnknownSession, out);
             return;
@@ -109,6 +128,7 @@ impl<L: Log> Replicas<L> {
         let new = || Session {
             node_epoch: poll.node_epoch,
             session: poll.session,
+            over: over.clone(),
             sequence: 0,
             positions: BTreeMap::new(),
             ready: BTreeSet::new(),
@@ -170,9 +190,11 @@ impl<L: Log> Replicas<L> {
     }
 
     pub(super) fn step_sessions(&mut self, now: Monotonic, out: &mut Vec<Effect<L::Error>>) {
+        self.let_go(now);
         let nodes: Vec<_> = self.sessions.keys().copied().collect();
         for node in nodes {
             self.look_at_positions(now, node, out);
+            self.hold_back(now, node);
             let Some(session) = self.sessions.get_mut(&node) else { continue };
             let Some(waiting) = session.waiting.filter(|waiting| !session.ready.is_empty() || now >= waiting.until)
             else {
@@ -259,10 +281,13 @@ impl<L: Log> Replicas<L> {
             if left == 0 {
                 break;
             }
+            if self.is_held_back(now, node, place) {
+                continue;
+            }
             let Some(mut answer) = self.judge(now, node, place) else { continue };
             if let PartitionOutcome::Agrees { bytes, .. } = &mut answer.outcome {
                 // The first partition gets its batch whatever its size, the others only what is left.
-                let records = self.records(node, place, left, batches.is_empty());
+                let records = self.records_in_turn(now, node, place, left, batches.is_empty());
                 match records {
                     // The answer is full: the next one begins here.
                     Ok(None) => break,
@@ -286,7 +311,7 @@ impl<L: Log> Replicas<L> {
     }
 
     /// What the follower lacks. None: there is something, and it does not fit.
-    fn records(&self, node: StorageId, place: Place, max_bytes: usize, first: bool) -> Result<Option<Bytes>, L::Error> {
+    pub(super) fn records(&self, node: StorageId, place: Place, max_bytes: usize, first: bool) -> Result<Option<Bytes>, L::Error> {
         let position = self.sessions.get(&node).and_then(|session| session.positions.get(&place));
         let (Some(position), Some(replica)) = (position, self.held.get(&place)) else { return Ok(Some(Bytes::new())) };
         if position.offset >= replica.log.end() {

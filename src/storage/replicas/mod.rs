@@ -4,7 +4,7 @@
 //! implementation writes files; only their flushing is an effect, so that one flush serves many partitions.
 //!
 //! Split by concern: `assign` takes what the metadata says, `follow` polls leaders, `lead` answers followers, `clients`
-//! appends and acknowledges, `in_sync` asks the controller.
+//! appends and acknowledges, `in_sync` asks the controller, `throttle` holds back who catches up.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -16,6 +16,7 @@ mod in_sync;
 mod lead;
 #[cfg(test)]
 mod tests;
+mod throttle;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -27,6 +28,7 @@ use crate::storage::core::{Assignment, Call, Member, Peer, Place, Token};
 use crate::types::{LeaderEpoch, Monotonic, Offset, StorageId};
 use follow::Link;
 use lead::Session;
+use throttle::Throttle;
 
 /// Who waits for a client's acknowledgement, and the first offset of its records.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +69,7 @@ pub struct Replicas<L: Log> {
     links: BTreeMap<StorageId, Link>,
     /// Of those who follow this node.
     sessions: BTreeMap<StorageId, Session>,
+    throttle: Throttle,
     /// How often each replica's log was opened anew in this incarnation: it may have lost what it had said that it has.
     attempts: BTreeMap<Place, u32>,
     /// Written, and no flush asked for yet.
@@ -101,6 +104,7 @@ impl<L: Log> Replicas<L> {
             held: BTreeMap::new(),
             links: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            throttle: Throttle::default(),
             attempts: BTreeMap::new(),
             unflushed: BTreeSet::new(),
             asks: BTreeSet::new(),
@@ -143,7 +147,7 @@ impl<L: Log> Replicas<L> {
         let lag = (!self.behind.is_empty()).then_some(self.lag_check_at);
         let sessions = self.sessions.values().filter_map(Session::deadline);
         let links = self.links.values().filter_map(Link::deadline);
-        sessions.chain(links).chain(lag).min()
+        sessions.chain(links).chain(lag).chain(self.throttle.deadline()).min()
     }
 
     /// None where it is not led here, or nothing may be served.

@@ -1,6 +1,7 @@
 //! Three nodes' engines, joined by a network and disks that the test drives.
 
 mod interleavings;
+mod leader;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -115,6 +116,7 @@ struct Cluster {
     places: Vec<Place>,
     next: u64,
     acknowledged: Vec<(Token, Result<Offset, AppendError<Broken>>)>,
+    dropped: Vec<(Place, AppendError<Broken>)>,
     polls: u32,
 }
 
@@ -139,6 +141,7 @@ impl Cluster {
             places: (0..partitions).map(|partition| (TOPIC, partition)).collect(),
             next: 0,
             acknowledged: Vec::new(),
+            dropped: Vec::new(),
             polls: 0,
         };
         (0..3).for_each(|node| cluster.start(node, BTreeMap::new()));
@@ -194,6 +197,7 @@ impl Cluster {
                 }
                 Effect::Flush(logs) => self.ways.push(Way::Flush { node, logs }),
                 Effect::Acknowledge { token, result } => self.acknowledged.push((token, result)),
+                Effect::Dropped { place, error } => self.dropped.push((place, error)),
                 Effect::AskInSync(wishes) => {
                     self.ways.extend(wishes.into_iter().map(|wish| Way::Alter { node, wish }));
                 }
