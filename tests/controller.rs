@@ -120,6 +120,8 @@ impl Cluster {
             id: Some(StorageId(id)),
             rack: None,
             settings,
+            catch_up_rate: None,
+            stray_retention: Duration::from_secs(3600),
             nats: NatsSettings { url: Some(self.nats.url()), ..NatsSettings::default() },
             connect_timeout: Duration::from_secs(5),
             subjects: watch::channel(Arc::new(Services::default()) as Arc<dyn Subjects>).1,

@@ -333,7 +333,8 @@ fn whatever_fails_what_was_acknowledged_is_there_once_and_in_order_and_all_repli
     for producer in producers {
         stored.extend(runtime.block_on(in_time(producer)).unwrap_or_else(|_| panic!("{}", patient("stored"))).unwrap());
     }
-    let (committed, in_turns) = runtime.block_on(async { tokio::time::timeout(PATIENCE, in_turns).await }).unwrap().unwrap();
+    let (committed, in_turns) =
+        runtime.block_on(async { tokio::time::timeout(PATIENCE, in_turns).await }).unwrap().unwrap();
     cluster.await_healthy();
     let ends = runtime.block_on(ends(&leaders));
     tell_ends.send(Some(ends.clone())).unwrap();

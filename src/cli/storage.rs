@@ -1,5 +1,6 @@
 //! `dmq storage`: one storage node, until it is told to stop.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +54,8 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
         id: args.id,
         rack: rack.map(Arc::from),
         settings: core,
+        catch_up_rate: NonZeroU64::new(settings.catch_up_bytes_per_second),
+        stray_retention: millis(settings.stray_retention_ms),
         nats: settings.nats.clone(),
         connect_timeout: millis(settings.start_timeout_ms),
         subjects: subjects(named.services.clone()),

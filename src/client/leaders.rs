@@ -84,6 +84,7 @@ impl DataError {
                     | Code::KafkaStorageError
                     | Code::NotController
                     | Code::CoordinatorLoadInProgress
+                    | Code::NotCoordinator
                     | Code::Busy
             ),
             Self::NoLeader { .. } | Self::Disconnected | Self::NoAnswer { .. } => true,

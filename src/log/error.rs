@@ -82,6 +82,12 @@ pub enum LogError {
     #[error("{partition}: a batch of {bytes} bytes exceeds max.message.bytes, which is {limit}")]
     TooLarge { partition: TopicPartition, bytes: usize, limit: usize },
 
+    /// Kafka's INVALID_TIMESTAMP.
+    #[error(
+        "{partition}: timestamp {timestamp} is not from {earliest} to {latest}, as message.timestamp.before.max.ms and message.timestamp.after.max.ms want it (milliseconds since 1970; -1 is none)"
+    )]
+    InvalidTimestamp { partition: TopicPartition, timestamp: i64, earliest: i64, latest: i64 },
+
     /// A follower's batch does not continue the log.
     #[error("{partition}: a batch at offset {offset} does not continue the log, which ends at {end}")]
     NotContiguous { partition: TopicPartition, offset: Offset, end: Offset },

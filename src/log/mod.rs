@@ -21,7 +21,7 @@ pub use error::{Damage, LogError, TopicPartition};
 pub use files::{DEFAULT_OPEN_FILES, Files};
 pub use partition::{
     AppendInfo, Compacted, Fetched, Log, LogConfig, Maintained, MaintenanceLimits, OpenOptions, ReadPlan, SyncTicket,
-    TimestampOffset,
+    TimePlan, TimestampOffset,
 };
 
 #[cfg(test)]

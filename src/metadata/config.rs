@@ -64,6 +64,18 @@ pub const KEYS: &[Key] = &[
     ),
     key("max.message.bytes", Kind::Integer(1, i32::MAX as i64), "921600", "the largest batch, in bytes"),
     key(
+        "message.timestamp.after.max.ms",
+        Kind::Integer(0, i64::MAX),
+        "3600000",
+        "how far a record's timestamp may be ahead of the leader's clock",
+    ),
+    key(
+        "message.timestamp.before.max.ms",
+        Kind::Integer(0, i64::MAX),
+        "9223372036854775807",
+        "how far a record's timestamp may be behind the leader's clock",
+    ),
+    key(
         "message.timestamp.type",
         Kind::Word(&["CreateTime", "LogAppendTime"], false),
         "CreateTime",

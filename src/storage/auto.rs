@@ -39,8 +39,8 @@ pub(super) enum Route {
     To(PartitionId),
     /// To this partition's leader, as soon as there is one.
     Until(PartitionId),
-    /// Nowhere: this is the answer.
-    Answer(Bytes),
+    /// Nowhere, unless the controller knows of the offsets topic, of which this node has not heard: this is the answer.
+    NothingYet(Bytes),
     Refused(WireError),
     /// The offsets topic has to be made first.
     MakeOffsetsTopic,
@@ -62,7 +62,7 @@ pub(super) fn route(operation: &str, name: &str, message: &Message, image: &Imag
             let request = decode::<CommittedRequest>(&message.payload);
             let none = |request: CommittedRequest| Committed { group: request.group, offsets: Vec::new() };
             with_group(request.clone().map(|request| request.group), topic.map(|topic| &**topic)).unwrap_or_else(|| {
-                request.map_or_else(Route::Refused, |request| Route::Answer(encode(&none(request)).into()))
+                request.map_or_else(Route::Refused, |request| Route::NothingYet(encode(&none(request)).into()))
             })
         }
         other => {
@@ -231,7 +231,7 @@ mod tests {
         let commit = message(r#"{"group":"g","offsets":[{"topic":"t","partition":0,"offset":1}]}"#, None);
         assert_eq!(route(op::COMMIT, OFFSETS_TOPIC, &commit, &none, 0), Route::MakeOffsetsTopic);
         let ask = message(r#"{"group":"g"}"#, None);
-        let nothing = Route::Answer(r#"{"group":"g","offsets":[]}"#.into());
+        let nothing = Route::NothingYet(r#"{"group":"g","offsets":[]}"#.into());
         assert_eq!(route(op::COMMITTED, OFFSETS_TOPIC, &ask, &none, 0), nothing);
         let both = [(op::COMMIT, &commit), (op::COMMITTED, &ask)];
         for (operation, message) in both {

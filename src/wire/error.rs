@@ -60,6 +60,8 @@ pub enum Code {
     CorruptMessage,
     /// A record batch that no client may append.
     InvalidRecord,
+    /// A record's timestamp is further from the leader's clock than the topic allows.
+    InvalidTimestamp,
     /// Fewer replicas are in sync than `min.insync.replicas`: nothing was written.
     NotEnoughReplicas,
     /// It was written, but fewer replicas were in sync than `min.insync.replicas`.
@@ -72,6 +74,8 @@ pub enum Code {
     KafkaStorageError,
     /// The groups' offsets are being read: ask again.
     CoordinatorLoadInProgress,
+    /// Another partition's leader is the group's coordinator.
+    NotCoordinator,
     /// A group's name that cannot be one.
     InvalidGroupId,
     /// More than 4,096 bytes of metadata with a committed offset.
@@ -136,6 +140,8 @@ impl Code {
             | Self::InvalidProducerEpoch
             | Self::KafkaStorageError
             | Self::CoordinatorLoadInProgress
+            | Self::NotCoordinator
+            | Self::InvalidTimestamp
             | Self::InvalidGroupId
             | Self::OffsetMetadataTooLarge
             | Self::InvalidState => NodeRefusal::Retry,

@@ -168,7 +168,12 @@ fn what_can_be_read_and_makes_no_sense_has_its_error_and_changes_nothing() {
     }
     assert_eq!(stands(&stranger, "orders"), before, "something was written, or deleted");
     // What may be of any size comes back as it went.
-    for timestamp in [i64::MIN, -1, i64::MAX] {
+    for timestamp in [i64::MIN, -2, i64::MAX] {
+        let headers = [("Dmq-Timestamp", &*timestamp.to_string())];
+        let refused = stranger.demand("dmq.data.produce.0.orders", &headers, "");
+        assert_eq!(code_of(&refused).as_deref(), Some("INVALID_TIMESTAMP"), "{timestamp}");
+    }
+    for timestamp in [0, -1] {
         let headers = [("Dmq-Timestamp", &*timestamp.to_string()), ("Dmq-Key", ""), ("x", "y")];
         let stored = json_of(&stranger.demand("dmq.data.produce.0.orders", &headers, ""));
         let fetch = json!({ "offset": stored["offset"] }).to_string();

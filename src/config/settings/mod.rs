@@ -38,6 +38,9 @@ pub struct Settings {
     /// 0: three where NATS is a cluster of at least three, else one.
     pub stream_replicas: usize,
     pub start_timeout_ms: u64,
+    /// 0: without limit.
+    pub catch_up_bytes_per_second: u64,
+    pub stray_retention_ms: u64,
     pub log_level: String,
     pub log_format: LogFormat,
     pub nats: NatsSettings,
@@ -130,6 +133,8 @@ impl Default for Settings {
             history_probe_ms: 1000,
             stream_replicas: 0,
             start_timeout_ms: 10_000,
+            catch_up_bytes_per_second: 0,
+            stray_retention_ms: 7 * 24 * 3_600_000,
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
             nats: NatsSettings::default(),

@@ -77,6 +77,18 @@ pub(super) const SPECS: &[Spec] = &[
         "copies of the metadata history in NATS: 1, 3 or 5; 0 is 3 where NATS is a cluster of three, else 1",
     ),
     number("start_timeout_ms", (100, 10 * MINUTE), "10000", "after how long without a usable NATS the start gives up"),
+    number(
+        "catch_up_bytes_per_second",
+        (0, 1 << 40),
+        "0",
+        "the most that a storage node sends to replicas that are not in sync, all together; 0 is without limit",
+    ),
+    number(
+        "stray_retention_ms",
+        (0, 100 * 365 * 24 * HOUR),
+        "604800000",
+        "how long a storage node keeps the records of topics that it no longer finds in the metadata",
+    ),
     text(
         "log_level",
         "info",

@@ -3,6 +3,9 @@
 use super::table::{Kind, spec};
 use super::{NatsSettings, Settings, SettingsError};
 
+/// In bytes a second. Slower than that, a batch of the usual largest size would take hours.
+const SLOWEST_CATCH_UP: u64 = 1_000;
+
 impl Settings {
     /// What a single value cannot show: ranges of a whole made by hand, and what settings ask of each other.
     pub fn validate(&self) -> Result<(), SettingsError> {
@@ -25,6 +28,11 @@ impl Settings {
         demand(
             [0, 1, 3, 5].contains(&self.stream_replicas),
             format!("stream_replicas = {} must be 0, 1, 3 or 5", self.stream_replicas),
+        );
+        let rate = self.catch_up_bytes_per_second;
+        demand(
+            rate == 0 || rate >= SLOWEST_CATCH_UP,
+            format!("catch_up_bytes_per_second = {rate} must be 0, for no limit, or at least {SLOWEST_CATCH_UP}"),
         );
         demand(
             is_log_level(&self.log_level),
@@ -51,6 +59,8 @@ impl Settings {
             ("snapshot_every_bytes", self.snapshot_every_bytes),
             ("history_probe_ms", self.history_probe_ms),
             ("start_timeout_ms", self.start_timeout_ms),
+            ("catch_up_bytes_per_second", self.catch_up_bytes_per_second),
+            ("stray_retention_ms", self.stray_retention_ms),
             ("nats.ping_interval_ms", self.nats.ping_interval_ms),
         ];
         let fault = |(key, value): (&str, u64)| {

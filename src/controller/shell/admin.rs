@@ -134,6 +134,7 @@ fn status(code: Code) -> u16 {
         | Code::CorruptMessage
         | Code::InvalidRecord
         | Code::InvalidGroupId
+        | Code::InvalidTimestamp
         | Code::OffsetMetadataTooLarge => 400,
         Code::UnknownTopicOrPartition | Code::UnknownTopicId | Code::UnknownNode => 404,
         Code::TopicAlreadyExists
@@ -149,6 +150,7 @@ fn status(code: Code) -> u16 {
         | Code::InvalidUpdateVersion
         | Code::IneligibleReplica
         | Code::OutOfOrderSequenceNumber
+        | Code::NotCoordinator
         | Code::InvalidProducerEpoch
         | Code::NodeInUse
         | Code::InconsistentClusterId

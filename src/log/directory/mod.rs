@@ -4,6 +4,7 @@
 //! whose cost does not grow with their number.
 
 mod many;
+mod stray;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -113,8 +114,7 @@ impl LogDirectory {
     pub fn set_aside(&mut self, id: &TopicPartition) -> Result<PathBuf, LogDirectoryError> {
         let topic = self.topic_of(id).map_or_else(|| "unknown".into(), |topic| checkpoint::uuid_to_base64(topic.0));
         let from = self.dir.join(id.to_string());
-        // Kafka's form for what belongs to no topic; no partition's directory ends so.
-        let to = self.dir.join(format!("{id}.{topic}-stray"));
+        let to = self.dir.join(format!("{id}.{topic}{}", stray::STRAY));
         let renamed = self.files.disk().rename(&from, &to);
         self.files.forget_below(&from);
         renamed.map_err(io_error("set aside", &from))?;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::super::LogError;
-use super::super::batch::{BatchError, BatchHeader, HEADER_BYTES, TimestampType, check_records};
+use super::super::batch::{BatchError, BatchHeader, HEADER_BYTES, NONE, TimestampType, check_records};
 use super::super::producers::Verdict;
 use super::super::segment::{LOG, Segment};
 use super::Log;
@@ -38,6 +38,7 @@ impl Log {
             return Ok(info);
         }
         self.check_contents(batch, &header, epoch)?;
+        self.check_times(&header, now_ms)?;
         header.base_offset = self.end;
         header.leader_epoch = epoch.0 as i32; // `check_contents` refused what exceeds 31 bits.
         let records = &batch[HEADER_BYTES..];
@@ -45,7 +46,7 @@ impl Log {
             header.stamp_append_time(now_ms);
             header.seal(records);
         }
-        self.roll_if_due(&header, now_ms)?;
+        self.roll_if_due(&header)?;
         self.write(&[&header.encode(), records], &[&header], now_ms)?;
         Ok(AppendInfo {
             base_offset: header.base_offset,
@@ -80,7 +81,7 @@ impl Log {
         }
         let mut first = 0;
         while let Some((range, header)) = headers.get(first) {
-            self.roll_if_due(header, now_ms)?;
+            self.roll_if_due(header)?;
             // As many as fit into this segment, in one write.
             let room = self.config.segment_bytes.min(i32::MAX as u64).saturating_sub(self.active().bytes);
             let fits = |(other, header): &&(std::ops::Range<usize>, BatchHeader)| {
@@ -165,13 +166,31 @@ impl Log {
         check_records(batch, limit, self.config.compact).map_err(|source| self.corrupt(source))
     }
 
-    /// Kafka's rule: by size, by the age of the segment's first record, and where an offset would not fit any more.
-    fn roll_if_due(&mut self, header: &BatchHeader, now_ms: i64) -> Result<(), LogError> {
+    /// Times decide when segments are closed and deleted, so none may be beyond all measure. The batch's first and largest stand
+    /// for all of its records.
+    fn check_times(&self, header: &BatchHeader, now_ms: i64) -> Result<(), LogError> {
+        if self.config.timestamp_type == TimestampType::LogAppendTime {
+            return Ok(());
+        }
+        let earliest = now_ms.saturating_sub(self.config.timestamp_before_max_ms).max(0);
+        let latest = now_ms.saturating_add(self.config.timestamp_after_max_ms);
+        let fits = |timestamp: i64| timestamp == NONE || (earliest..=latest).contains(&timestamp);
+        match [header.base_timestamp, header.max_timestamp].into_iter().find(|timestamp| !fits(*timestamp)) {
+            Some(timestamp) => {
+                Err(LogError::InvalidTimestamp { partition: self.id.clone(), timestamp, earliest, latest })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Kafka's rule: by size, by the age of the segment's first record, and where an offset would not fit any more. A record
+    /// without a time closes nothing.
+    fn roll_if_due(&mut self, header: &BatchHeader) -> Result<(), LogError> {
         let active = self.active();
         let full = active.bytes > 0 && active.bytes + header.size() as u64 > self.config.segment_bytes;
         // Positions have 31 bits, whatever the configuration says.
         let too_long = active.bytes > 0 && active.bytes + header.size() as u64 > i32::MAX as u64;
-        let time = if header.max_timestamp >= 0 { header.max_timestamp } else { now_ms };
+        let time = header.max_timestamp;
         let old = active.first_timestamp.is_some_and(|first| time.saturating_sub(first) > self.config.segment_ms);
         if full || too_long || old || !active.holds(header.last_offset()) {
             self.roll_to(header.base_offset.max(self.end))?;

@@ -15,6 +15,9 @@ pub struct LogConfig {
     /// The most that a batch's records may take decompressed, so that a small batch cannot fill the memory.
     pub max_decompressed_bytes: usize,
     pub timestamp_type: TimestampType,
+    /// How far a record's timestamp may be behind the leader's clock, and ahead of it.
+    pub timestamp_before_max_ms: i64,
+    pub timestamp_after_max_ms: i64,
     pub retention_ms: Option<i64>,
     pub retention_bytes: Option<u64>,
     /// Whether old segments are deleted (`cleanup.policy` has `delete`).
@@ -34,6 +37,9 @@ pub struct LogConfig {
 /// A compaction goes segment by segment while clients wait, so those of a compacted log are no larger.
 const COMPACTED_SEGMENT_BYTES: u64 = 64 << 20;
 
+/// What a topic has where it does not say otherwise: Kafka's default, so that no clock that is wrong keeps records for ever.
+const AFTER_MAX_MS: i64 = 3_600_000;
+
 impl Default for LogConfig {
     fn default() -> Self {
         Self {
@@ -43,6 +49,8 @@ impl Default for LogConfig {
             max_message_bytes: 921_600,
             max_decompressed_bytes: 128 << 20,
             timestamp_type: TimestampType::CreateTime,
+            timestamp_before_max_ms: i64::MAX,
+            timestamp_after_max_ms: i64::MAX,
             retention_ms: Some(7 * 24 * 3_600_000),
             retention_bytes: None,
             delete: true,
@@ -62,10 +70,12 @@ impl LogConfig {
     pub fn from_topic(keys: &BTreeMap<String, String>) -> Self {
         let number = |key: &str| keys.get(key).and_then(|value| value.parse::<i64>().ok());
         let set = |key: &str, into: &mut i64| *into = number(key).unwrap_or(*into);
-        let mut config = Self::default();
+        let mut config = Self { timestamp_after_max_ms: AFTER_MAX_MS, ..Self::default() };
         set("segment.ms", &mut config.segment_ms);
         set("delete.retention.ms", &mut config.delete_retention_ms);
         set("min.compaction.lag.ms", &mut config.min_compaction_lag_ms);
+        set("message.timestamp.before.max.ms", &mut config.timestamp_before_max_ms);
+        set("message.timestamp.after.max.ms", &mut config.timestamp_after_max_ms);
         set("max.compaction.lag.ms", &mut config.max_compaction_lag_ms);
         if let Some(ratio) = keys.get("min.cleanable.dirty.ratio").and_then(|value| value.parse::<f64>().ok()) {
             config.min_cleanable_dirty_percent = (ratio * 100.0).clamp(0.0, 100.0) as u8;

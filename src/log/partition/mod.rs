@@ -23,7 +23,7 @@ pub use maintain::{Maintained, MaintenanceLimits};
 pub use open::OpenOptions;
 pub use plan::ReadPlan;
 pub(super) use plan::relative;
-pub use read::{Fetched, TimestampOffset};
+pub use read::{Fetched, TimePlan, TimestampOffset};
 pub(super) use sync::StagedCheckpoint;
 pub use sync::SyncTicket;
 

@@ -38,6 +38,26 @@ impl Disturbances {
     fn count(&self) -> u64 {
         self.0.load(Ordering::SeqCst)
     }
+
+    /// What tells later whether there was one since.
+    pub fn watch(&self) -> Watch {
+        Watch { disturbances: self.clone(), seen: self.count() }
+    }
+}
+
+/// The count as it was when a plan was made.
+pub(super) struct Watch {
+    disturbances: Disturbances,
+    seen: u64,
+}
+
+impl Watch {
+    /// Whether what was read until now is not to be believed.
+    pub fn is_disturbed(&self) -> bool {
+        // What was read comes before the look at the count.
+        fence(Ordering::SeqCst);
+        self.disturbances.count() != self.seen
+    }
 }
 
 /// What is to be read of a log. It takes the memory of two file names and can be kept and read on any thread, also when the
@@ -45,8 +65,7 @@ impl Disturbances {
 pub struct ReadPlan {
     partition: TopicPartition,
     files: Arc<Files>,
-    disturbances: Disturbances,
-    seen: u64,
+    watch: Watch,
     offset: Offset,
     /// No batch that ends behind it is read.
     below: Offset,
@@ -83,8 +102,7 @@ impl Log {
         Ok(ReadPlan {
             partition: self.id.clone(),
             files: self.files.clone(),
-            seen: self.disturbances.count(),
-            disturbances: self.disturbances.clone(),
+            watch: self.disturbances.watch(),
             offset,
             below,
             max_bytes,
@@ -126,9 +144,7 @@ impl ReadPlan {
     /// `Damaged` as for [`Log::read`].
     pub fn read(&self) -> Result<Fetched, LogError> {
         let result = self.read_unchecked();
-        // What was read comes before the look at the count.
-        fence(Ordering::SeqCst);
-        if self.disturbances.count() != self.seen {
+        if self.watch.is_disturbed() {
             return Err(LogError::Changed { partition: self.partition.clone() });
         }
         result

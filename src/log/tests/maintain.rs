@@ -36,6 +36,61 @@ fn an_idle_log_closes_its_segment_and_gives_it_up_step_by_step() {
 }
 
 #[test]
+fn times_beyond_all_measure_are_refused_and_no_mix_of_the_others_closes_a_segment_for_each_record() {
+    let disk = SimDisk::new(63);
+    let limits = LogConfig { timestamp_before_max_ms: i64::MAX, timestamp_after_max_ms: 1_000, ..config() };
+    let mut log = open(&disk, limits.clone());
+    let at = |timestamp| batch_at(timestamp, &["v"]);
+    for timestamp in [i64::MIN, -2, NOW + 1_001, i64::MAX] {
+        let refused = log.append(&at(timestamp), EPOCH, NOW);
+        assert!(matches!(refused, Err(LogError::InvalidTimestamp { .. })), "{timestamp}");
+    }
+    assert_eq!(log.end(), Offset::ZERO);
+    for _ in 0..10 {
+        for timestamp in [0, NOW + 1_000, -1, 1, NOW] {
+            log.append(&at(timestamp), EPOCH, NOW).unwrap();
+        }
+    }
+    assert!(log.segment_count() <= 3, "{} segments of 50 records", log.segment_count());
+    log.set_config(LogConfig { timestamp_before_max_ms: 10, ..limits });
+    assert!(matches!(log.append(&at(NOW - 11), EPOCH, NOW), Err(LogError::InvalidTimestamp { .. })));
+    log.append(&at(NOW - 10), EPOCH, NOW).unwrap();
+    // Whose clock does not count may say what it likes.
+    let clock = LogConfig { timestamp_type: TimestampType::LogAppendTime, ..config() };
+    log.set_config(clock);
+    log.append(&at(i64::MAX), EPOCH, NOW).unwrap();
+}
+
+#[test]
+fn what_was_set_aside_is_kept_for_its_time_and_removed_a_file_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let mut directory = LogDirectory::open(folder.path().join("logs"), disk, 10).unwrap();
+    let id = TopicPartition::new(TopicName::new("gone").unwrap(), 3);
+    let topic = TOPIC;
+    let mut log = directory.open_log(id.clone(), topic, config(), NOW).unwrap();
+    fill(&mut log, 200);
+    drop(log);
+    let aside = directory.set_aside(&id).unwrap();
+    assert_eq!(directory.strays().unwrap(), [aside.clone()]);
+    assert_eq!(directory.list().unwrap(), []);
+    assert_eq!(directory.stray_since(&aside, NOW).unwrap(), NOW);
+    assert_eq!(directory.stray_since(&aside, NOW + 500).unwrap(), NOW, "it is remembered");
+    assert_eq!(directory.stray_since(&aside, NOW - 500).unwrap(), NOW - 500, "the clock was wrong");
+    let files = |dir: &Path| std::fs::read_dir(dir).map_or(0, Iterator::count);
+    let mut left = files(&aside);
+    assert!(left > 5, "{left}");
+    while !directory.remove_some(&aside).unwrap() {
+        left -= 1;
+        assert_eq!(files(&aside), left);
+        assert_eq!(directory.stray_since(&aside, NOW + 9_000).unwrap(), NOW - 500, "it stays remembered to the end");
+    }
+    assert!(!aside.exists());
+    assert_eq!(directory.strays().unwrap(), Vec::<PathBuf>::new());
+    assert!(directory.remove_some(&aside).unwrap(), "it is gone already");
+}
+
+#[test]
 fn compaction_in_steps_comes_to_what_it_comes_to_at_once() {
     let fill_keys = |log: &mut Log| {
         for round in 0..150 {

@@ -124,6 +124,7 @@ pub(super) fn log_error(error: &LogError) -> WireError {
         LogError::OffsetOutOfRange { .. } => Code::OffsetOutOfRange,
         LogError::InvalidBatch { .. } | LogError::NotContiguous { .. } => Code::InvalidRecord,
         LogError::TooLarge { .. } => Code::MessageTooLarge,
+        LogError::InvalidTimestamp { .. } => Code::InvalidTimestamp,
         LogError::OutOfOrderSequence { .. } => Code::OutOfOrderSequenceNumber,
         LogError::ProducerFenced { .. } => Code::InvalidProducerEpoch,
     };

@@ -41,7 +41,7 @@ impl Worker {
     }
 
     pub(super) async fn commit(&mut self, now: Monotonic, place: Place, commit: Commit, reply: Option<Subject>) {
-        if let Err(error) = groups::check(&commit).and_then(|()| self.coordinate(place).map(drop)) {
+        if let Err(error) = groups::check(&commit).and_then(|()| self.coordinate(place, &commit.group).map(drop)) {
             return self.refuse(reply, &error).await;
         }
         let wall = self.clock.wall();
@@ -70,17 +70,18 @@ impl Worker {
 
     pub(super) async fn tell_committed(&mut self, place: Place, request: CommittedRequest, reply: Option<Subject>) {
         let Some(reply) = reply else { return };
-        let known = groups::check_group(&request.group).and_then(|()| self.coordinate(place));
+        let known = groups::check_group(&request.group).and_then(|()| self.coordinate(place, &request.group));
         let answer = known.map(|coordinator| coordinator.groups.committed(&request));
         self.hub.reply(Reply::of(reply, answer)).await;
     }
 
     /// The coordinator of this partition, where it has read all of it.
-    fn coordinate(&mut self, place: Place) -> Result<&Coordinator, WireError> {
+    fn coordinate(&mut self, place: Place, group: &str) -> Result<&Coordinator, WireError> {
         if !self.is_of_offsets(place) {
             let words = format!("offsets are committed to {OFFSETS_TOPIC}");
             return Err(WireError::new(Code::InvalidRequest, words));
         }
+        groups::check_partition(group, place.1, self.offsets_partitions)?;
         let led = self.led(place);
         let leader_epoch = led.map(|led| led.leader_epoch);
         let is_new = self.coordinators.get(&place).is_none_or(|known| Some(known.leader_epoch) != leader_epoch);

@@ -10,7 +10,7 @@ use super::faults::Whose;
 use super::fetches::Fetch;
 use super::log::Failure;
 use super::request::{Format, Request};
-use super::serve::Reading;
+use super::serve::{Finding, Reading};
 use super::worker::Worker;
 use crate::log::{Log, LogError, ReadPlan, TopicPartition};
 use crate::storage::core::{Place, Token};
@@ -62,7 +62,7 @@ impl Worker {
             Request::Committed(request) => self.tell_committed(place, request, reply).await,
             Request::Offsets(request) => {
                 let Some(reply) = reply else { return };
-                self.hub.reply(Reply::of(reply, self.offsets(place, led, &request))).await;
+                self.offsets(place, led, request, reply).await;
             }
             Request::Delete(request) => {
                 let answer = self.delete(place, led, &request);
@@ -232,27 +232,31 @@ impl Worker {
         }
     }
 
-    fn offsets(&self, place: Place, led: Led, request: &OffsetsRequest) -> Result<PartitionOffsets, WireError> {
+    /// Looks for a time aside, since that reads the disk.
+    async fn offsets(&mut self, place: Place, led: Led, request: OffsetsRequest, reply: Subject) {
+        let stands = match self.stands(place, led, &request) {
+            Ok(stands) => stands,
+            Err(error) => return self.hub.reply(Reply::error(reply, &error)).await,
+        };
+        let timestamp = request.timestamp.filter(|_| request.leader_epoch.is_none());
+        match (timestamp, self.engine.log(place)) {
+            (Some(timestamp), Some(log)) => {
+                let plan = log.log.locate_time(timestamp);
+                self.hub.find(Finding { plan, stands, place, request, reply });
+            }
+            (Some(_) | None, _) => self.hub.reply(Reply::json(reply, &stands)).await,
+        }
+    }
+
+    fn stands(&self, place: Place, led: Led, request: &OffsetsRequest) -> Result<PartitionOffsets, WireError> {
         self.check_topic(place, request.topic_id)?;
         let (Some(id), Some(log)) = (self.held.get(&place).map(|held| &held.id), self.engine.log(place)) else {
             return Err(WireError::new(Code::NotLeaderOrFollower, "the partition was given up just now"));
         };
-        let log = &log.log;
         let visible = led.visible.ok_or_else(|| not_yet(id))?;
-        let mut found = None;
-        if let Some(timestamp) = request.timestamp {
-            let record = log.offset_for_timestamp(timestamp).map_err(|error| answer::log_error(&error))?;
-            found = record.filter(|record| record.offset < visible).map(|record| FoundOffset {
-                offset: record.offset,
-                timestamp: Some(record.timestamp),
-                leader_epoch: record.epoch,
-            });
-        }
-        if let Some(epoch) = request.leader_epoch {
-            let end = log.end_of_epoch(epoch);
-            found = end.map(|end| FoundOffset { offset: end.end, timestamp: None, leader_epoch: Some(end.epoch) });
-        }
-        Ok(describe(place, id, log, led.leader_epoch, visible, found))
+        let end = request.leader_epoch.and_then(|epoch| log.log.end_of_epoch(epoch));
+        let found = end.map(|end| FoundOffset { offset: end.end, timestamp: None, leader_epoch: Some(end.epoch) });
+        Ok(describe(place, id, &log.log, led.leader_epoch, visible, found))
     }
 
     fn delete(&mut self, place: Place, led: Led, request: &DeleteRecords) -> Result<PartitionOffsets, WireError> {

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use bytes::{Buf, BufMut, Bytes};
 
 use crate::log::batch::{self, BatchBuilder, BatchHeader, Compression};
-use crate::types::{LeaderEpoch, Offset, PartitionId, TopicName};
-use crate::wire::data::{Commit, CommitOffset, Committed, CommittedRequest};
+use crate::types::{LeaderEpoch, Offset, PartitionId, TopicName, partition_of_key};
+use crate::wire::data::{Commit, CommitOffset, Committed, CommittedRequest, OFFSETS_TOPIC};
 use crate::wire::{Code, WireError};
 
 /// Kafka's `offset.metadata.max.bytes`.
@@ -99,6 +99,23 @@ pub(in crate::storage) fn check_group(group: &str) -> Result<(), WireError> {
         return Err(WireError::new(Code::InvalidGroupId, words));
     }
     Ok(())
+}
+
+/// Whether a group is of this one of so many partitions of the offsets topic. In any other its offsets would not be found again.
+pub(super) fn check_partition(group: &str, asked: PartitionId, partitions: u32) -> Result<(), WireError> {
+    if partitions == 0 {
+        let words = "it is not known here yet how many partitions there are; ask again";
+        return Err(WireError::new(Code::CoordinatorLoadInProgress, words));
+    }
+    match partition_of_key(group.as_bytes(), partitions) {
+        right if right == asked => Ok(()),
+        right => {
+            let words = format!(
+                "the coordinator of group {group:?} leads partition {right} of {OFFSETS_TOPIC}, not {asked}; ask there, or with 'auto'"
+            );
+            Err(WireError::new(Code::NotCoordinator, words))
+        }
+    }
 }
 
 /// The records of a commit, as one batch. `now_ms` is wall time in milliseconds since 1970.
@@ -192,6 +209,22 @@ mod tests {
         };
         assert_eq!(ask(None), [offset(0, Some(6))]);
         assert_eq!((ask(Some("orders")).len(), ask(Some("clicks")).len()), (1, 0));
+    }
+
+    #[test]
+    fn a_group_has_one_partition_and_another_is_told_which() {
+        let right = partition_of_key(b"billing", 16);
+        for asked in 0..16 {
+            match check_partition("billing", asked, 16) {
+                Ok(()) => assert_eq!(asked, right),
+                Err(error) => {
+                    assert_eq!(error.code, Code::NotCoordinator);
+                    assert!(error.message.contains(&format!("leads partition {right} of ")), "{error}");
+                }
+            }
+        }
+        let unknown = check_partition("billing", right, 0).unwrap_err();
+        assert_eq!(unknown.code, Code::CoordinatorLoadInProgress);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_nats::{Client, Subject};
 use bytes::Bytes;
@@ -67,6 +68,8 @@ pub(in crate::storage) enum Command {
     MayLead(bool),
     Disconnected,
     SubjectsChanged,
+    /// How many partitions the offsets topic has.
+    OffsetsPartitions(u32),
     InSyncAnswers(Vec<InSyncOutcome>),
     /// A follower's poll, which can be read.
     Poll {
@@ -116,6 +119,8 @@ pub(super) struct Options {
     /// Where the partitions' directories are.
     pub(super) directory: PathBuf,
     pub(super) settings: replicas::Settings,
+    /// How long directories of topics are kept that the metadata does not know any more.
+    pub(super) stray_retention: Duration,
     pub(super) client: Client,
     pub(super) subjects: watch::Receiver<Arc<dyn Subjects>>,
     pub(super) events: mpsc::Sender<Event>,

@@ -16,12 +16,12 @@ use super::groups::Groups;
 use super::request::{Format, Request};
 use super::{BUDGET_KIB, Command, Lease, Vitals, Whose};
 use crate::bus::{BusError, raw};
-use crate::log::{LogError, ReadPlan, TopicPartition};
+use crate::log::{LogError, ReadPlan, TimePlan, TopicPartition};
 use crate::process::Clock;
 use crate::storage::core::{Call, CallError, Place};
 use crate::storage::subjects::Subjects;
 use crate::types::{LeaderEpoch, Monotonic, Offset, StorageId};
-use crate::wire::data::FetchedHead;
+use crate::wire::data::{FetchedHead, FoundOffset, OffsetsRequest, PartitionOffsets};
 use crate::wire::replica::ReplicaFetch;
 
 /// How many answers may wait to be published.
@@ -41,6 +41,38 @@ pub(super) struct Reading {
     pub(super) id: TopicPartition,
     /// The most that a batch's records may take decompressed.
     pub(super) limit: usize,
+}
+
+/// A time that is looked for.
+pub(super) struct Finding {
+    pub(super) plan: TimePlan,
+    /// The answer, but for what is found.
+    pub(super) stands: PartitionOffsets,
+    pub(super) place: Place,
+    pub(super) request: OffsetsRequest,
+    pub(super) reply: Subject,
+}
+
+impl Finding {
+    /// What is answered, or the request, which has to be looked at again.
+    fn carry_out(self) -> Result<Reply, Command> {
+        let Self { plan, mut stands, place, request, reply } = self;
+        match plan.find() {
+            Ok(found) => {
+                let shown = found.filter(|found| found.offset < stands.high_watermark);
+                stands.found = shown.map(|found| FoundOffset {
+                    offset: found.offset,
+                    timestamp: Some(found.timestamp),
+                    leader_epoch: found.epoch,
+                });
+                Ok(Reply::json(reply, &stands))
+            }
+            Err(LogError::Changed { .. }) => {
+                Err(Command::Data { place, request: Request::Offsets(request), reply: Some(reply), _permit: None })
+            }
+            Err(error) => Ok(Reply::error(reply, &answer::log_error(&error))),
+        }
+    }
 }
 
 /// A piece of a partition of the offsets topic that is to be read.
@@ -164,6 +196,19 @@ impl Hub {
                     }
                 }
                 Ok(Read::Answer(_)) | Err(_) => {}
+            }
+        });
+    }
+
+    /// Looks for a time, and answers.
+    pub(super) fn find(&self, finding: Finding) {
+        let hub = self.clone();
+        self.runtime.spawn(async move {
+            let Ok(_permit) = Arc::clone(&hub.reads).acquire_owned().await else { return };
+            match tokio::task::spawn_blocking(move || finding.carry_out()).await {
+                Ok(Ok(reply)) if hub.lease.holds(hub.clock) => hub.reply(reply).await,
+                Ok(Err(again)) => hub.command(again).await,
+                Ok(Ok(_)) | Err(_) => {}
             }
         });
     }

@@ -1,6 +1,7 @@
 //! What logs need now and then: old segments are closed and deleted, keys are compacted, starts are remembered. A little at a
 //! time, log after log, since clients wait meanwhile.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::log::millis;
@@ -15,7 +16,9 @@ const LOGS: usize = 50;
 /// How long deletions may wait to be remembered. Whoever forgets them deletes again.
 const REMEMBER_EVERY: Duration = Duration::from_secs(10);
 
-#[derive(Default)]
+/// How often it is looked for directories that were set aside.
+const STRAYS_EVERY: Duration = Duration::from_secs(60);
+
 pub(super) struct Upkeep {
     next_at: Monotonic,
     /// The log that was looked at last.
@@ -25,18 +28,49 @@ pub(super) struct Upkeep {
     /// Some log's start, or how far it is compacted, changed.
     is_changed: bool,
     remembered_at: Monotonic,
+    stray_retention: Duration,
+    strays_at: Monotonic,
+    /// Directories that were set aside long enough ago.
+    going: Vec<PathBuf>,
+}
+
+impl Upkeep {
+    /// `stray_retention`: how long directories of topics are kept that the metadata does not know any more.
+    pub(super) fn new(stray_retention: Duration) -> Self {
+        Self {
+            next_at: Monotonic(0),
+            last: None,
+            has_more: false,
+            is_changed: false,
+            remembered_at: Monotonic(0),
+            stray_retention,
+            strays_at: Monotonic(0),
+            going: Vec::new(),
+        }
+    }
+
+    /// For people.
+    pub(super) fn kept_for(&self) -> humantime::FormattedDuration {
+        humantime::format_duration(self.stray_retention)
+    }
 }
 
 impl Worker {
     pub(super) fn upkeep_deadline(&self) -> Option<Monotonic> {
-        (!self.held.is_empty()).then_some(self.upkeep.next_at)
+        let strays = if self.upkeep.going.is_empty() { self.upkeep.strays_at } else { self.upkeep.next_at };
+        Some(if self.held.is_empty() { strays } else { self.upkeep.next_at.min(strays) })
     }
 
     pub(super) fn keep_up(&mut self, now: Monotonic) {
+        if now >= self.upkeep.strays_at {
+            self.upkeep.strays_at = now + STRAYS_EVERY;
+            self.look_for_strays();
+        }
         if now < self.upkeep.next_at {
             return;
         }
         self.upkeep.next_at = now + EVERY;
+        self.remove_some_stray();
         for _ in 0..LOGS.min(self.held.len()) {
             if self.maintain_next() {
                 break;
@@ -46,6 +80,36 @@ impl Worker {
             self.upkeep.remembered_at = now;
             self.remember_starts();
         }
+    }
+
+    fn look_for_strays(&mut self) {
+        let now_ms = millis(self.clock.wall());
+        let retention = i64::try_from(self.upkeep.stray_retention.as_millis()).unwrap_or(i64::MAX);
+        let strays = self.directory.strays().unwrap_or_else(|error| {
+            tracing::warn!(%error, "it was not looked for directories of topics that are gone");
+            Vec::new()
+        });
+        self.upkeep.going = strays;
+        self.upkeep.going.retain(|path| match self.directory.stray_since(path, now_ms) {
+            Ok(since) => now_ms.saturating_sub(since) >= retention,
+            Err(error) => {
+                tracing::warn!(%error, "the directory of a topic that is gone stays");
+                false
+            }
+        });
+    }
+
+    /// Removes a file at a time: one of a gigabyte takes a disk a while.
+    fn remove_some_stray(&mut self) {
+        let Some(path) = self.upkeep.going.last() else { return };
+        match self.directory.remove_some(path) {
+            Ok(false) => return,
+            Ok(true) => {
+                tracing::info!(path = %path.display(), "the directory of a topic that is gone was kept long enough, and is removed")
+            }
+            Err(error) => tracing::warn!(%error, "the directory of a topic that is gone stays"),
+        }
+        self.upkeep.going.pop();
     }
 
     /// Whether it did anything.

@@ -41,6 +41,7 @@ pub(super) struct Worker {
     pub(super) fetches: Fetches,
     /// Of the partitions of the offsets topic that are led here.
     pub(super) coordinators: BTreeMap<Place, Coordinator>,
+    pub(super) offsets_partitions: u32,
     pub(super) pending: HashMap<Token, Pending>,
     pub(super) timeout_check_at: Monotonic,
     /// Followers that wait for an answer to their poll.
@@ -67,7 +68,7 @@ pub(super) fn start(
     commands: mpsc::WeakSender<Command>,
     incoming: mpsc::Receiver<Command>,
 ) -> Result<(), StartError> {
-    let Options { directory, settings, client, subjects, events, clock, lease, vitals } = options;
+    let Options { directory, settings, stray_retention, client, subjects, events, clock, lease, vitals } = options;
     let directory = LogDirectory::open(directory, std::sync::Arc::new(RealDisk), DEFAULT_OPEN_FILES)?;
     let (flusher, synced) = Flusher::start(directory.committer())?;
     let worker = Worker {
@@ -77,10 +78,11 @@ pub(super) fn start(
         peers: BTreeMap::new(),
         me: None,
         faults: Faults::new(vitals.clone()),
-        upkeep: Upkeep::default(),
+        upkeep: Upkeep::new(stray_retention),
         flusher,
         fetches: Fetches::default(),
         coordinators: BTreeMap::new(),
+        offsets_partitions: 0,
         pending: HashMap::new(),
         timeout_check_at: Monotonic(0),
         polls: HashMap::new(),
@@ -208,6 +210,7 @@ impl Worker {
             }
             Command::Disconnected => self.give(now, Input::Disconnected),
             Command::SubjectsChanged => self.listen_anew(),
+            Command::OffsetsPartitions(count) => self.offsets_partitions = count,
             Command::InSyncAnswers(outcomes) => {
                 outcomes.into_iter().for_each(|outcome| self.give(now, Input::InSyncAnswer(outcome)));
             }
@@ -377,7 +380,10 @@ impl Worker {
             Err(LogError::OtherTopic { .. }) => {
                 // A topic of that name was deleted and made anew while this node was away.
                 match self.directory.set_aside(id) {
-                    Ok(path) => tracing::warn!(path = %path.display(), "holds a topic that was deleted; remove it"),
+                    Ok(path) => {
+                        let kept_for = self.upkeep.kept_for();
+                        tracing::warn!(path = %path.display(), %kept_for, "holds a topic that was deleted, and is kept for a while");
+                    }
                     Err(error) => tracing::error!(%error, "cannot set aside a topic that was deleted"),
                 }
                 self.directory.open_log(id.clone(), place.0, config, now)
@@ -396,7 +402,8 @@ impl Worker {
             self.directory.remove(&id)
         } else {
             self.directory.set_aside(&id).map(|path| {
-                tracing::warn!(path = %path.display(), "the metadata does not know this topic any more; its records are kept");
+                let kept_for = self.upkeep.kept_for();
+                tracing::warn!(path = %path.display(), %kept_for, "the metadata does not know this topic any more; its records are kept for a while");
             })
         };
         if let Err(error) = done {

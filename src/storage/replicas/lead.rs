@@ -116,7 +116,8 @@ impl<L: Log> Replicas<L> {
                 && held.sequence.checked_add(1) == Some(poll.sequence)
         });
         // Any other number will do: were it to rise, one poll with the highest would keep the follower out for good.
-        let begins = poll.sequence == 0 && held.is_none_or(|held| held.may_be_followed_by(poll.node_epoch, poll.session));
+        let begins =
+            poll.sequence == 0 && held.is_none_or(|held| held.may_be_followed_by(poll.node_epoch, poll.session));
         let over = held.filter(|_| begins).map(|held| held.over_with_it(poll.node_epoch)).unwrap_or_default();
         if !next && !begins {
             self.say(&poll, token, SessionOutcome::UnknownSession, out);
@@ -311,7 +312,13 @@ impl<L: Log> Replicas<L> {
     }
 
     /// What the follower lacks. None: there is something, and it does not fit.
-    pub(super) fn records(&self, node: StorageId, place: Place, max_bytes: usize, first: bool) -> Result<Option<Bytes>, L::Error> {
+    pub(super) fn records(
+        &self,
+        node: StorageId,
+        place: Place,
+        max_bytes: usize,
+        first: bool,
+    ) -> Result<Option<Bytes>, L::Error> {
         let position = self.sessions.get(&node).and_then(|session| session.positions.get(&place));
         let (Some(position), Some(replica)) = (position, self.held.get(&place)) else { return Ok(Some(Bytes::new())) };
         if position.offset >= replica.log.end() {

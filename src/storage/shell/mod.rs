@@ -5,6 +5,7 @@
 mod routes;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -62,6 +63,10 @@ pub struct Options {
     pub id: Option<StorageId>,
     pub rack: Option<Arc<str>>,
     pub settings: Settings,
+    /// The most bytes in a second to followers that are not in sync, all together. None: without limit.
+    pub catch_up_rate: Option<NonZeroU64>,
+    /// How long directories of topics are kept that the metadata does not know any more.
+    pub stray_retention: Duration,
     pub nats: config::NatsSettings,
     pub connect_timeout: Duration,
     /// What services.json says, now and after each change.
@@ -113,6 +118,8 @@ struct Shell {
     replies: BTreeMap<Token, Subject>,
     tokens: u64,
     routes: Routes,
+    /// How many partitions the offsets topic has, as far as the partitions' thread was told.
+    offsets_partitions: u32,
     partitions: mpsc::Sender<Command>,
     lease: Lease,
     vitals: Vitals,
@@ -127,7 +134,8 @@ struct Shell {
 impl Shell {
     /// Beside the shell, what completes where NATS forbids a subscription soon after the start.
     async fn start(options: Options) -> Result<(Self, impl Future<Output = ConnectError> + use<>), ProcessError> {
-        let Options { data, id, rack, mut settings, nats, connect_timeout, subjects } = options;
+        let Options { data, id, rack, mut settings, catch_up_rate, stray_retention, nats, connect_timeout, subjects } =
+            options;
         let opened = tokio::task::spawn_blocking(move || open(&data)).await;
         let opened = opened.map_err(|error| ProcessError::Ended(format!("opening the directory: {error}")))?;
         let (directory, store, history) = opened?;
@@ -163,7 +171,8 @@ impl Shell {
         let (lease, vitals) = (Lease::default(), Vitals::default());
         let partitions = partitions::Options {
             directory: directory.path().join(PARTITIONS),
-            settings: replicas::Settings::default(),
+            settings: replicas::Settings { catch_up_rate, ..replicas::Settings::default() },
+            stray_retention,
             client: client.clone(),
             subjects: subjects.clone(),
             events: events.clone(),
@@ -193,6 +202,7 @@ impl Shell {
             replies: BTreeMap::new(),
             tokens: 0,
             routes: Routes::default(),
+            offsets_partitions: 0,
             partitions,
             lease,
             vitals,
@@ -207,6 +217,7 @@ impl Shell {
 
     async fn run(mut self, mut shutdown: mpsc::Receiver<()>) -> Result<(), ProcessError> {
         self.sample();
+        self.tell_offsets_partitions().await;
         while self.ended.is_none() {
             let deadline = self.core.next_deadline().map(|at| self.clock.instant(at));
             tokio::select! {
@@ -260,6 +271,7 @@ impl Shell {
             Event::Input(input) => self.feed(input).await,
             Event::Disk { input, wants_compaction } => {
                 self.feed(input).await;
+                self.tell_offsets_partitions().await;
                 self.pass_on_first_commits().await;
                 if wants_compaction {
                     self.compact();

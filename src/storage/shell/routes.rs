@@ -11,10 +11,10 @@ use tokio::task::JoinSet;
 use super::Shell;
 use crate::bus::raw;
 use crate::storage::auto::{self, Route};
-use crate::storage::partitions::{Whose, error_answer};
+use crate::storage::partitions::{Command, Whose, error_answer};
 use crate::storage::subjects::Subjects;
 use crate::wire::data::{OFFSETS_TOPIC, op};
-use crate::wire::{Code, WireError, admin};
+use crate::wire::{Code, ErrorBody, WireError, admin};
 
 /// How many commits may wait for the offsets topic.
 const FIRST_COMMITS: usize = 256;
@@ -85,7 +85,7 @@ impl Shell {
                 let subject = subjects.data(op, &topic, partition);
                 tokio::spawn(auto::pass_on_until_answered(self.client.clone(), subject, message));
             }
-            Route::Answer(answer) => self.answer(message.reply, HeaderMap::new(), answer).await,
+            Route::NothingYet(answer) => self.answer_nothing_yet(message, answer),
             Route::Refused(error) => self.refuse(message, &error).await,
             Route::MakeOffsetsTopic => self.make_offsets_topic(message),
         }
@@ -104,6 +104,38 @@ impl Shell {
     async fn answer(&self, reply: Option<Subject>, headers: HeaderMap, body: Bytes) {
         if let Some(reply) = reply {
             self.publish(&reply, headers, body).await;
+        }
+    }
+
+    /// This node may lag behind, and then what it takes for nothing would be taken for the group's beginning. So the controller is
+    /// asked whether there is an offsets topic.
+    fn answer_nothing_yet(&self, message: Message, nothing: Bytes) {
+        let Some(reply) = message.reply else { return };
+        let subject = self.subjects.borrow().admin("topic", "describe");
+        let (client, timeout) = (self.client.clone(), self.request_timeout);
+        tokio::spawn(async move {
+            let request = serde_json::json!({ "name": OFFSETS_TOPIC }).to_string().into();
+            let asked = raw::request_with_deadline(&client, &subject, None, request, timeout).await;
+            let refusal = asked.ok().and_then(|answer| serde_json::from_slice::<ErrorBody>(&answer.payload).ok());
+            let is_none = refusal.is_some_and(|body| body.error.code == Code::UnknownTopicOrPartition);
+            let (headers, body) = if is_none {
+                (HeaderMap::new(), nothing)
+            } else {
+                let words = "this node does not know yet where the groups' offsets are; ask again";
+                error_answer(&WireError::new(Code::CoordinatorLoadInProgress, words))
+            };
+            if let Err(error) = raw::publish(&client, &reply, headers, body, timeout).await {
+                tracing::debug!(%error, "a group's offsets were not told");
+            }
+        });
+    }
+
+    /// Tells the partitions' thread, where it changed, how many partitions the offsets topic has.
+    pub(super) async fn tell_offsets_partitions(&mut self) {
+        let topic = self.core.history().image().and_then(|image| image.topic(OFFSETS_TOPIC));
+        let count = topic.map_or(0, |topic| topic.partitions.len() as u32);
+        if count != std::mem::replace(&mut self.offsets_partitions, count) {
+            self.tell_partitions(Command::OffsetsPartitions(count)).await;
         }
     }
 

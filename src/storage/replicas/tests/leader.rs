@@ -84,7 +84,7 @@ fn who_is_not_in_sync_catches_up_no_faster_than_it_may_and_the_others_are_not_he
     let logs = cluster.kill(2, true);
     cluster.peers();
     cluster.elect(Some(0), &[0, 1]);
-    cluster.settle(MOMENT);
+    cluster.settle(Duration::from_secs(1));
     for value in 0..RECORDS {
         cluster.append(0, PLACE, value, Some(Acks::All));
     }
