@@ -1,5 +1,7 @@
 //! Bad input to whoever serves records: clients' requests, batches, followers' polls, groups' commits.
 
+use std::collections::BTreeSet;
+
 use dmq::log::batch::{BatchBuilder, Compression, HEADER_BYTES, ProducerStamp};
 use dmq::types::{ClusterId, LeaderEpoch, NodeEpoch, Offset, StorageId, TopicId};
 use dmq::wire::replica::{ReplicaAnswer, ReplicaFetch, ReplicaPosition, SessionOutcome};
@@ -83,6 +85,9 @@ fn what_clients_send_that_cannot_be_read_is_answered_counted_and_said_once() {
         assert!(words.contains(name) && words.len() < 300, "{words}");
         count += 1;
     }
+    // Nobody waits for an answer, and it counts all the same.
+    stranger.tell_with_headers("dmq.data.produce.0.orders", &[BATCH, ("Dmq-Acks", "0")], "garbage");
+    count += 1;
     for op in ["nosuch", "PRODUCE", &"o".repeat(1_000)] {
         let answer = stranger.demand(&format!("dmq.data.{op}.0.orders"), &[], "");
         assert_eq!(code_of(&answer).as_deref(), Some("INVALID_REQUEST"), "{op}");
@@ -399,6 +404,18 @@ fn groups_offsets_are_written_by_commits_alone_and_only_by_such_as_make_sense() 
         Ok(answer) => Err(String::from_utf8_lossy(&answer).into_owned()),
         Err(why) => Err(why),
     });
+    // Only the group's own partition takes it, and the others say which that is.
+    let (mut taken, mut named) = (Vec::new(), BTreeSet::new());
+    for at in 0..16 {
+        let answer = stranger.demand(&format!("dmq.data.commit.{at}.__consumer_offsets"), &[], real.to_string());
+        match code_of(&answer).as_deref() {
+            None => taken.push(at),
+            Some("NOT_COORDINATOR") => _ = named.insert(json_of(&answer)["error"]["message"].to_string()),
+            Some(other) => panic!("{at}: {other}"),
+        }
+    }
+    assert_eq!((taken.len(), named.len()), (1, 15), "{taken:?} {named:?}");
+    assert!(named.iter().all(|words| words.contains(&format!("leads partition {} of", taken[0]))), "{named:?}");
     let version = stranger.version();
     let held = |stranger: &Stranger| -> Vec<Value> {
         (0..16)

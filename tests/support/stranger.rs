@@ -84,6 +84,17 @@ impl Stranger {
         });
     }
 
+    /// As [`Self::tell`], with headers.
+    pub fn tell_with_headers(&self, subject: &str, headers: &[(&str, &str)], payload: impl Into<Vec<u8>>) {
+        let payload: Vec<u8> = payload.into();
+        let mut map = async_nats::HeaderMap::new();
+        headers.iter().for_each(|(name, value)| map.insert(*name, *value));
+        self.runtime.block_on(async {
+            self.client.publish_with_headers(subject.to_owned(), map, payload.into()).await.unwrap();
+            dmq::bus::raw::round_trip(&self.client, DEADLINE).await.unwrap();
+        });
+    }
+
     /// Stores a message in a stream, and returns its sequence.
     pub fn store(&self, subject: &str, payload: impl Into<Vec<u8>>) -> u64 {
         let payload: Vec<u8> = payload.into();
