@@ -353,6 +353,61 @@ async fn what_cannot_be_sent_says_why_and_memory_stays_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn batches_that_a_topic_takes_no_longer_are_split_and_stored_once_and_in_order() {
+    const COUNT: u64 = 600;
+    let cluster = Cluster::start(1, 2);
+    cluster.await_healthy();
+    let name = topic("smaller");
+    cluster.run("topic create smaller --partitions 1 --replication-factor 2").unwrap();
+    for compression in [Compression::None, Compression::Lz4] {
+        cluster.run("topic alter smaller --config max.message.bytes=900000").unwrap();
+        let config = ProducerConfig {
+            batch_size: 200 << 10,
+            linger: Duration::from_millis(200),
+            compression,
+            ..ProducerConfig::default()
+        };
+        let producer = producer(&cluster, config).await;
+        producer.partitions(&name).await.unwrap();
+        cluster.run("topic alter smaller --config max.message.bytes=20000").unwrap();
+        let before = read_all(&cluster, &name).await[&0].len();
+        // Of digits that no codec makes a tenth of.
+        let value = |number: u64| -> String {
+            (0..50).map(|at| format!("{:019}", number * 0x9e37 + at * 0x79b97f4a7)).collect()
+        };
+        let mut sent = Vec::new();
+        for number in 0..COUNT {
+            sent.push(producer.send(ProducerRecord::new(name.clone(), value(number))).await.unwrap());
+        }
+        producer.flush().await;
+        let mut offsets = Vec::new();
+        for delivery in sent {
+            // Flushed is settled.
+            offsets.push(delivery.settled().unwrap().unwrap().offset.unwrap().0 as usize);
+        }
+        assert_eq!(offsets, (before..before + COUNT as usize).collect::<Vec<_>>(), "{compression}");
+        let read = read_all(&cluster, &name).await;
+        for (number, record) in (0..).zip(&read[&0][before..]) {
+            assert_eq!(record.value.as_deref(), Some(value(number).as_bytes()), "{compression}: {number}");
+        }
+        assert_eq!(read[&0].len(), before + COUNT as usize);
+        // A record that is too large by itself is refused with words, and once the topic is looked up again it is not even sent.
+        let large = loop {
+            match producer.send(ProducerRecord::new(name.clone(), vec![b'x'; 30_000])).await {
+                Ok(delivery) if compression == Compression::None => {
+                    let refused = delivery.await.unwrap_err().to_string();
+                    assert!(refused.contains("exceeds max.message.bytes, which is 20000"), "{refused}");
+                }
+                Ok(delivery) => _ = delivery.await.unwrap(),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(large, ProduceError::TooLarge { limit: 20_000, .. }), "{large}");
+        producer.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_group_goes_on_where_it_has_committed() {
     let cluster = Cluster::start(1, 3);
     cluster.await_healthy();

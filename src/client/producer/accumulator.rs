@@ -15,7 +15,7 @@ use super::delivery::{Delivery, Settle};
 use super::lane::{Lane, Pace};
 use super::partitioner;
 use crate::client::DataError;
-use crate::log::batch::{BatchBuilder, HEADER_BYTES, PackedBatch, ProducerStamp};
+use crate::log::batch::{self, BatchBuilder, Compression, HEADER_BYTES, PackedBatch, ProducerStamp, Record};
 use crate::types::{LeaderEpoch, Offset, PartitionId, TopicId, TopicName};
 use crate::wire::data::op;
 
@@ -33,7 +33,25 @@ pub(super) struct Batch {
     pub base: Option<Offset>,
     /// Why it had to be sent again.
     pub last: Option<DataError>,
-    _room: OwnedSemaphorePermit,
+    /// Its memory.
+    room: Option<OwnedSemaphorePermit>,
+}
+
+impl Batch {
+    /// The batch as two, each with about half of its records, to be packed. None where it cannot be read, which cannot be.
+    fn halves(&self, compression: Compression, limit: usize) -> Option<[BatchBuilder; 2]> {
+        let Body::Sealed { bytes, .. } = &self.body else { return None };
+        let records = batch::records(bytes, limit).ok()?.collect::<Result<Vec<_>, _>>().ok()?;
+        let builder = |records: &[Record]| {
+            let mut builder = BatchBuilder::new(compression);
+            for Record { timestamp, key, value, headers, .. } in records {
+                builder.push(*timestamp, key.as_deref(), value.as_deref(), headers);
+            }
+            builder
+        };
+        let (first, second) = records.split_at(records.len() / 2);
+        Some([builder(first), builder(second)])
+    }
 }
 
 pub(super) enum Body {
@@ -285,9 +303,36 @@ impl Partition {
         let Some(Open { builder, settle, due: _, expires, room }) = self.open.take() else { return };
         self.size = builder.size();
         let count = builder.record_count();
-        let batch = Batch { body: Body::Records(builder), settle, base: None, last: None, _room: room };
+        let batch = Batch { body: Body::Records(builder), settle, base: None, last: None, room: Some(room) };
         let number = self.lane.push(batch, count, expires);
         self.unpacked.push_back(number);
+    }
+
+    /// Replaces a batch that is too large for its leader by its halves. `limit`: what its records may take decompressed.
+    pub fn split_if_too_large(&mut self, number: u64, compression: Compression, limit: usize) {
+        if !self.lane.is_too_large(number) {
+            return;
+        }
+        let halves = self.lane.batch_mut(number).and_then(|batch| batch.halves(compression, limit));
+        // Without them it expires.
+        let Some(halves) = halves else { return };
+        let split = |batch: Batch| {
+            let Batch { settle, last, mut room, .. } = batch;
+            let [first, second] = halves;
+            let counts = [first.record_count(), second.record_count()];
+            let second_room = room.split(room.num_permits() / 2);
+            let [first_settle, second_settle] = settle.split(counts[0]);
+            let half = |builder, settle, room| Batch {
+                body: Body::Records(builder),
+                settle,
+                base: None,
+                last: last.clone(),
+                room,
+            };
+            let second = half(second, second_settle, second_room);
+            [(half(first, first_settle, Some(room)), counts[0]), (second, counts[1])]
+        };
+        self.unpacked.extend(self.lane.split(number, split).into_iter().flatten());
     }
 
     /// When the open batch wants to be looked at, unless the lane has no room: then an answer comes first.

@@ -17,6 +17,15 @@ struct Outcome {
     partition: PartitionId,
     settled: OnceLock<Settled>,
     waiting: Mutex<Vec<Waker>>,
+    halves: OnceLock<Halves>,
+}
+
+/// What a batch became that was too large: with so many records first, and the others.
+#[derive(Debug)]
+struct Halves {
+    first_count: i32,
+    first: Arc<Outcome>,
+    second: Arc<Outcome>,
 }
 
 /// Whoever settles a batch. Dropped, it settles it as [`ProduceError::Closed`].
@@ -25,7 +34,19 @@ pub(super) struct Settle(Arc<Outcome>);
 
 impl Settle {
     pub fn new(topic: TopicName, partition: PartitionId) -> Self {
-        Self(Arc::new(Outcome { topic, partition, settled: OnceLock::new(), waiting: Mutex::default() }))
+        let (settled, waiting, halves) = (OnceLock::new(), Mutex::default(), OnceLock::new());
+        Self(Arc::new(Outcome { topic, partition, settled, waiting, halves }))
+    }
+
+    /// The batch is replaced by two, with so many records in the first. They settle what it would have settled.
+    pub fn split(self, first_count: i32) -> [Self; 2] {
+        let half = || Self::new(self.0.topic.clone(), self.0.partition);
+        let [first, second] = [half(), half()];
+        let halves = Halves { first_count, first: Arc::clone(&first.0), second: Arc::clone(&second.0) };
+        if self.0.halves.set(halves).is_ok() {
+            self.0.wake();
+        }
+        [first, second]
     }
 
     pub fn topic(&self) -> &TopicName {
@@ -42,10 +63,16 @@ impl Settle {
     }
 
     pub fn settle(&self, settled: Settled) {
-        if self.0.settled.set(settled).is_ok() {
-            let waiting = std::mem::take(&mut *self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-            waiting.into_iter().for_each(Waker::wake);
+        if self.0.halves.get().is_none() && self.0.settled.set(settled).is_ok() {
+            self.0.wake();
         }
+    }
+}
+
+impl Outcome {
+    fn wake(&self) {
+        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        waiting.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -74,13 +101,43 @@ impl Delivery {
 
     /// What became of it, if that is known by now.
     pub fn settled(&self) -> Option<Result<RecordMetadata, ProduceError>> {
+        let (mut outcome, mut index) = (&self.outcome, self.index);
+        while let Some(Halves { first_count, first, second }) = outcome.halves.get() {
+            (outcome, index) = if index < *first_count { (first, index) } else { (second, index - first_count) };
+        }
         let metadata = |base: &Option<Offset>| RecordMetadata {
-            topic: self.outcome.topic.clone(),
-            partition: self.outcome.partition,
-            offset: base.map(|base| Offset(base.0 + i64::from(self.index))),
+            topic: outcome.topic.clone(),
+            partition: outcome.partition,
+            offset: base.map(|base| Offset(base.0 + i64::from(index))),
             timestamp: self.timestamp,
         };
-        Some(self.outcome.settled.get()?.as_ref().map(metadata).map_err(Clone::clone))
+        Some(outcome.settled.get()?.as_ref().map(metadata).map_err(Clone::clone))
+    }
+
+    /// Goes on with the half that has the record, where there are halves.
+    fn descend(&mut self) {
+        while let Some(Halves { first_count, first, second }) = self.outcome.halves.get() {
+            let half = if self.index < *first_count {
+                Arc::clone(first)
+            } else {
+                self.index -= first_count;
+                Arc::clone(second)
+            };
+            (self.outcome, self.slot) = (half, None);
+        }
+    }
+
+    /// Returns when all records of the batch are settled, whatever it was split into.
+    pub(super) async fn whole_batch(self) {
+        let mut waiting = vec![self.outcome];
+        while let Some(mut outcome) = waiting.pop() {
+            let _ = Self { outcome: Arc::clone(&outcome), index: 0, timestamp: 0, slot: None }.await;
+            // What is settled is split no more.
+            while let Some(Halves { first, second, .. }) = outcome.halves.get() {
+                waiting.push(Arc::clone(second));
+                outcome = Arc::clone(first);
+            }
+        }
     }
 }
 
@@ -88,22 +145,25 @@ impl Future for Delivery {
     type Output = Result<RecordMetadata, ProduceError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(settled) = self.settled() {
-            return Poll::Ready(settled);
+        loop {
+            self.descend();
+            if let Some(settled) = self.settled() {
+                return Poll::Ready(settled);
+            }
+            let outcome = Arc::clone(&self.outcome);
+            let mut waiting = outcome.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            // Whoever settles or splits sets first and wakes then.
+            if outcome.settled.get().is_some() || outcome.halves.get().is_some() {
+                continue;
+            }
+            let slot = self.slot.unwrap_or(waiting.len());
+            match waiting.get_mut(slot) {
+                Some(waker) => waker.clone_from(context.waker()),
+                None => waiting.push(context.waker().clone()),
+            }
+            self.slot = Some(slot);
+            return Poll::Pending;
         }
-        let mut waiting = self.outcome.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever settles sets first and wakes then.
-        if let Some(settled) = self.settled() {
-            return Poll::Ready(settled);
-        }
-        let slot = self.slot.unwrap_or(waiting.len());
-        match waiting.get_mut(slot) {
-            Some(waker) => waker.clone_from(context.waker()),
-            None => waiting.push(context.waker().clone()),
-        }
-        drop(waiting);
-        self.slot = Some(slot);
-        Poll::Pending
     }
 }
 
@@ -127,6 +187,26 @@ mod tests {
         let offsets: Vec<_> = waiting.await.unwrap().into_iter().map(|stored| stored.unwrap().offset).collect();
         assert_eq!(offsets, [Some(Offset(40)), Some(Offset(41)), Some(Offset(42))]);
         assert_eq!(settle.delivery(0, 7).await.unwrap().partition, 3);
+    }
+
+    #[tokio::test]
+    async fn what_was_split_has_the_outcomes_of_its_halves_also_for_who_waits_already() {
+        let settle = settle();
+        let deliveries: Vec<_> = (0..5).map(|index| settle.delivery(index, 7)).collect();
+        let whole = tokio::spawn(settle.delivery(0, 0).whole_batch());
+        let waiting = tokio::spawn(futures::future::join_all(deliveries));
+        tokio::task::yield_now().await;
+        let [first, second] = settle.split(2);
+        let [second, third] = second.split(1);
+        third.settle(Ok(Some(Offset(70))));
+        first.settle(Ok(Some(Offset(40))));
+        tokio::task::yield_now().await;
+        assert!(!whole.is_finished());
+        drop(second);
+        whole.await.unwrap();
+        let offsets = waiting.await.unwrap().into_iter().map(|stored| stored.ok().and_then(|stored| stored.offset));
+        let wanted = [Some(40), Some(41), None, Some(70), Some(71)].map(|offset| offset.map(Offset));
+        assert_eq!(offsets.collect::<Vec<_>>(), wanted);
     }
 
     #[tokio::test]

@@ -162,7 +162,7 @@ impl Producer {
         let waiting = self.shared.state().flush(Instant::now());
         self.shared.wake.notify_one();
         for delivery in waiting {
-            let _ = delivery.await;
+            delivery.whole_batch().await;
         }
     }
 

@@ -233,6 +233,7 @@ impl Sender {
                         let verdict = match &error {
                             BusError::Disconnected => Verdict::NotStored,
                             BusError::Timeout => Verdict::Unknown,
+                            BusError::TooLarge { .. } => Verdict::TooLarge,
                             _ => Verdict::Refused,
                         };
                         let after = shared.config.request_timeout;
@@ -242,6 +243,7 @@ impl Sender {
                 };
                 let (number, copy) = (dispatch.number, dispatch.copy);
                 partition.lane.answered(now, number, copy, verdict, jitter(), &mut ended);
+                partition.split_if_too_large(number, shared.config.compression, shared.config.buffer_memory);
                 state.dirty.insert(key);
             }
         }
@@ -330,6 +332,7 @@ impl Sender {
                 };
                 partition.leader_epoch = partition.leader_epoch.max(leader_epoch.unwrap_or_default());
                 partition.lane.answered(now, number, copy, verdict, jitter(), &mut ended);
+                partition.split_if_too_large(number, shared.config.compression, shared.config.buffer_memory);
                 state.dirty.insert(key);
             }
         }
@@ -429,6 +432,7 @@ fn verdict(error: &DataError) -> Verdict {
     match error {
         DataError::Refused(refusal) => match refusal.code {
             Code::OutOfOrderSequenceNumber => Verdict::OutOfOrder,
+            Code::MessageTooLarge => Verdict::TooLarge,
             Code::NotLeaderOrFollower
             | Code::FencedLeaderEpoch
             | Code::UnknownLeaderEpoch
@@ -447,10 +451,13 @@ fn verdict(error: &DataError) -> Verdict {
     }
 }
 
-/// Whether the topic may be gone, or another one.
+/// Whether the topic may be gone, or another one, or of another configuration.
 fn is_of_the_topic(error: &DataError) -> bool {
     match error {
-        DataError::Refused(refusal) => matches!(refusal.code, Code::UnknownTopicOrPartition | Code::UnknownTopicId),
+        DataError::Refused(refusal) => {
+            let is_looked_up = [Code::UnknownTopicOrPartition, Code::UnknownTopicId, Code::MessageTooLarge];
+            is_looked_up.contains(&refusal.code)
+        }
         DataError::NoLeader { .. } => true,
         DataError::RefusedOtherwise { .. }
         | DataError::Disconnected

@@ -37,6 +37,8 @@ impl Log {
         {
             return Ok(info);
         }
+        // Behind the look for a duplicate: a producer splits what is too large, which must not be here already.
+        self.check_size(batch)?;
         self.check_contents(batch, &header, epoch)?;
         self.check_times(&header, now_ms)?;
         header.base_offset = self.end;
@@ -112,11 +114,15 @@ impl Log {
         if header.size() != batch.len() {
             return Err(self.invalid("more bytes follow it; send one batch at a time"));
         }
-        if batch.len() > self.config.max_message_bytes {
-            let limit = self.config.max_message_bytes;
+        Ok(header)
+    }
+
+    fn check_size(&self, batch: &Bytes) -> Result<(), LogError> {
+        let limit = self.config.max_message_bytes;
+        if batch.len() > limit {
             return Err(LogError::TooLarge { partition: self.id.clone(), bytes: batch.len(), limit });
         }
-        Ok(header)
+        Ok(())
     }
 
     fn check_producer(&self, header: &BatchHeader) -> Result<Option<AppendInfo>, LogError> {

@@ -49,6 +49,8 @@ pub(super) enum Verdict {
     Unknown,
     /// Not stored: a batch before it is missing.
     OutOfOrder,
+    /// Not stored: the leader takes no batch of this size. A leader that has the batch says that instead.
+    TooLarge,
     /// Not stored, and no copy of it ever will be.
     Refused,
 }
@@ -95,6 +97,8 @@ enum State {
         /// Whether it is the first copy, whose answer shows how long answers take.
         first: bool,
     },
+    /// It is too large, and is to be replaced by its halves.
+    TooLarge,
     /// It left the lane; batches before it have not.
     Done,
 }
@@ -183,8 +187,35 @@ impl<B> Lane<B> {
 
     fn find(&mut self, number: u64) -> Option<&mut Entry<B>> {
         let first = self.entries.front()?.number;
-        // Numbers rise by one, and entries only leave from the front.
-        self.entries.get_mut(usize::try_from(number.checked_sub(first)?).ok()?)
+        // Numbers rise by one, and entries only leave from the front, unless one was replaced by its halves.
+        let guess = number.checked_sub(first).and_then(|place| usize::try_from(place).ok());
+        let place = match guess.filter(|place| self.entries.get(*place).is_some_and(|entry| entry.number == number)) {
+            Some(place) => place,
+            None => self.entries.iter().position(|entry| entry.number == number)?,
+        };
+        self.entries.get_mut(place)
+    }
+
+    /// Whether a batch is too large and has to be replaced by its halves.
+    pub fn is_too_large(&mut self, number: u64) -> bool {
+        self.find(number).is_some_and(|entry| entry.state == State::TooLarge)
+    }
+
+    /// Puts two batches in the place of one that is too large: its first records, so many, and the others. They keep the sequences
+    /// of their records, so those behind them keep theirs. The numbers of the two.
+    pub fn split(&mut self, number: u64, halves: impl FnOnce(B) -> [(B, i32); 2]) -> Option<[u64; 2]> {
+        let place = self.entries.iter().position(|entry| entry.number == number)?;
+        let Entry { batch, stamp, expires, .. } = self.entries.remove(place)?;
+        let [(first, first_count), (second, second_count)] = halves(batch?);
+        let second_stamp = stamp.map(|stamp| stamp.after(first_count));
+        let numbers = [self.numbers + 1, self.numbers + 2];
+        self.numbers += 2;
+        let halves = [(first, first_count, stamp), (second, second_count, second_stamp)];
+        for (at, ((batch, records, stamp), number)) in halves.into_iter().zip(numbers).enumerate() {
+            let (batch, state, open) = (Some(batch), State::Packing, Vec::new());
+            self.entries.insert(place + at, Entry { batch, number, records, stamp, state, open, expires });
+        }
+        Some(numbers)
     }
 
     fn window(&self) -> usize {
@@ -212,7 +243,7 @@ impl<B> Lane<B> {
             let entry = entries.next()?;
             match entry.state {
                 State::Done | State::Sent { .. } => {}
-                State::Packing => return None,
+                State::Packing | State::TooLarge => return None,
                 // It waits for a new id.
                 State::Waiting if is_spent && entry.open.is_empty() => {}
                 State::Waiting => break entry,
@@ -267,7 +298,15 @@ impl<B> Lane<B> {
                 self.is_known |= has_stamp && !self.is_spent;
                 self.progressed(now);
             }
-            Verdict::Refused => {
+            Verdict::TooLarge if entry.records > 1 => {
+                // An older copy cannot come any more, or the leader would know it.
+                entry.open.retain(|open| *open > copy);
+                if is_latest {
+                    entry.state = State::TooLarge;
+                    self.progressed(now);
+                }
+            }
+            Verdict::Refused | Verdict::TooLarge => {
                 let has_stamp = entry.stamp.is_some();
                 end(entry, End::Refused, ended);
                 self.is_spent |= has_stamp;
@@ -293,14 +332,14 @@ impl<B> Lane<B> {
                 if is_latest {
                     entry.state = State::Waiting;
                 }
-                let mut before = self.entries.iter_mut().take_while(|entry| entry.number < number);
+                let mut before = self.entries.iter_mut().take_while(|entry| entry.number != number);
                 let mut is_first = true;
                 for entry in &mut before {
                     match entry.state {
                         State::Sent { copy: earlier, .. } if earlier < copy => {
                             (entry.state, is_first) = (State::Waiting, false);
                         }
-                        State::Sent { .. } | State::Waiting | State::Packing => is_first = false,
+                        State::Sent { .. } | State::Waiting | State::Packing | State::TooLarge => is_first = false,
                         State::Done => {}
                     }
                 }
@@ -418,7 +457,7 @@ impl<B> Lane<B> {
     fn unanswered_since(&self) -> Option<Instant> {
         let sent = self.entries.iter().filter_map(|entry| match entry.state {
             State::Sent { at, .. } => Some(at),
-            State::Packing | State::Waiting | State::Done => None,
+            State::Packing | State::Waiting | State::TooLarge | State::Done => None,
         });
         let oldest = sent.min()?;
         Some(self.progress.map_or(oldest, |at| at.max(oldest)))

@@ -351,3 +351,49 @@ fn run(seed: u64) {
 fn whatever_is_lost_acknowledged_batches_are_stored_once_and_in_order() {
     (0..300).for_each(run);
 }
+
+#[test]
+fn a_batch_that_is_too_large_is_replaced_by_its_halves_under_the_sequences_of_their_records() {
+    let mut bench = Bench::new(pace());
+    bench.push(1);
+    assert_eq!(bench.send(), [(1, 101, 0)]);
+    bench.answer(1, 1, Verdict::Stored);
+    (2..=4).for_each(|name| _ = bench.push(name));
+    assert_eq!(bench.send(), [(2, 101, 10), (3, 101, 20), (4, 101, 30)]);
+    bench.answer(2, 2, Verdict::TooLarge);
+    assert!(bench.lane.is_too_large(2) && !bench.lane.is_too_large(3));
+    assert_eq!(bench.send(), [], "nothing overtakes it");
+    let numbers = bench.lane.split(2, |name| [(name * 10, 4), (name * 10 + 1, 6)]).unwrap();
+    assert_eq!((numbers, bench.lane.len()), ([5, 6], 4));
+    // They are packed first. What was sent behind them is refused meanwhile.
+    bench.answer(3, 3, Verdict::OutOfOrder);
+    bench.answer(4, 4, Verdict::OutOfOrder);
+    assert_eq!(bench.send(), []);
+    numbers.into_iter().for_each(|number| bench.lane.packed(number));
+    assert_eq!(bench.send(), [(5, 101, 10), (6, 101, 14), (3, 101, 20), (4, 101, 30)]);
+    // A half that is still too large is halved again; a late answer to what there was before says nothing.
+    bench.answer(2, 2, Verdict::TooLarge);
+    bench.answer(5, 5, Verdict::Stored);
+    bench.answer(6, 6, Verdict::TooLarge);
+    let numbers = bench.lane.split(6, |name| [(name * 10, 3), (name * 10 + 1, 3)]).unwrap();
+    numbers.into_iter().for_each(|number| bench.lane.packed(number));
+    bench.answer(3, 7, Verdict::OutOfOrder);
+    bench.answer(4, 8, Verdict::OutOfOrder);
+    assert_eq!(bench.send(), [(7, 101, 14), (8, 101, 17), (3, 101, 20), (4, 101, 30)]);
+    for (number, copy) in [(7, 9), (8, 10), (3, 11), (4, 12)] {
+        bench.answer(number, copy, Verdict::Stored);
+    }
+    let names: Vec<u32> = bench.ended.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, [1, 20, 210, 211, 3, 4]);
+    assert!(bench.ended.iter().all(|(_, end)| *end == End::Stored) && bench.lane.is_empty());
+}
+
+#[test]
+fn a_single_record_that_is_too_large_is_refused() {
+    let mut bench = Bench::new(pace());
+    let number = bench.lane.push(1, 1, bench.now + MS(120_000));
+    bench.lane.packed(number);
+    bench.send();
+    bench.answer(1, 1, Verdict::TooLarge);
+    assert_eq!(bench.ended, [(1, End::Refused)]);
+}
