@@ -320,7 +320,7 @@ impl Partition {
             let Batch { settle, last, mut room, .. } = batch;
             let [first, second] = halves;
             let counts = [first.record_count(), second.record_count()];
-            let second_room = room.split(room.num_permits() / 2);
+            let second_room = room.as_mut().and_then(|room| room.split(room.num_permits() / 2));
             let [first_settle, second_settle] = settle.split(counts[0]);
             let half = |builder, settle, room| Batch {
                 body: Body::Records(builder),
@@ -330,7 +330,7 @@ impl Partition {
                 room,
             };
             let second = half(second, second_settle, second_room);
-            [(half(first, first_settle, Some(room)), counts[0]), (second, counts[1])]
+            [(half(first, first_settle, room), counts[0]), (second, counts[1])]
         };
         self.unpacked.extend(self.lane.split(number, split).into_iter().flatten());
     }

@@ -7,11 +7,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bytes::Bytes;
-
-use super::{Log, Replicas, Role};
+use super::{Log, Read, Replicas, Role};
 use crate::storage::core::Place;
-use crate::types::{Monotonic, StorageId};
+use crate::types::{Monotonic, Offset, StorageId};
 
 /// How much of what was not used counts later: looks come a little late.
 const SLACK: Duration = Duration::from_millis(100);
@@ -81,29 +79,30 @@ impl<L: Log> Replicas<L> {
         }
     }
 
-    /// What the follower lacks, as `records` reads it: of who catches up not more than the rate allows in a second, unless a batch is
-    /// larger.
+    /// What there is from an offset on, as `records` reads it: for who catches up not more than the rate allows in a second, unless a
+    /// batch is larger.
     pub(super) fn records_in_turn(
         &mut self,
         now: Monotonic,
         node: StorageId,
         place: Place,
+        from: Offset,
         max_bytes: usize,
         first: bool,
-    ) -> Result<Option<Bytes>, L::Error> {
+    ) -> Result<Option<Read>, L::Error> {
         let Some(rate) = self.settings.catch_up_rate.filter(|_| self.catches_up(node, place)) else {
-            return self.records(node, place, max_bytes, first);
+            return self.records(place, from, max_bytes, first);
         };
         let room = max_bytes.min(usize::try_from(rate.get()).unwrap_or(usize::MAX));
-        let records = match self.records(node, place, room, first)? {
-            None if room < max_bytes => self.records(node, place, max_bytes, first)?,
-            records => records,
+        let read = match self.records(place, from, room, first)? {
+            None if room < max_bytes => self.records(place, from, max_bytes, first)?,
+            read => read,
         };
-        if let Some(records) = &records {
-            let takes = (records.len() as u64).saturating_mul(1_000_000) / rate;
+        if let Some(read) = &read {
+            let takes = (read.bytes() as u64).saturating_mul(1_000_000) / rate;
             let since = Monotonic(now.0.saturating_sub(SLACK.as_micros() as u64)).max(self.throttle.free_at);
             self.throttle.free_at = since + Duration::from_micros(takes);
         }
-        Ok(records)
+        Ok(read)
     }
 }

@@ -11,6 +11,7 @@ fn poll(session: u64) -> ReplicaFetch {
         node_epoch: NodeEpoch(1),
         session,
         sequence: 0,
+        taken: None,
         max_bytes: 1000,
         max_wait_ms: 0,
         positions: Vec::new(),
