@@ -45,6 +45,8 @@ fn options(nats: &NatsServer, directory: &Path) -> Options {
         rack: None,
         settings: Settings { heartbeat_interval: Duration::from_millis(100), ..Settings::default() },
         nats: dmq::config::NatsSettings { url: Some(nats.url()), ..Default::default() },
+        catch_up_rate: None,
+        stray_retention: Duration::from_secs(3600),
         connect_timeout: Duration::from_secs(5),
         // The sender may go: these subjects never change.
         subjects: watch::channel(Arc::new(services) as Arc<dyn Subjects>).1,

@@ -72,7 +72,7 @@ fn what_was_set_aside_is_kept_for_its_time_and_removed_a_file_at_a_time() {
     fill(&mut log, 200);
     drop(log);
     let aside = directory.set_aside(&id).unwrap();
-    assert_eq!(directory.strays().unwrap(), [aside.clone()]);
+    assert_eq!(directory.strays().unwrap(), std::slice::from_ref(&aside));
     assert_eq!(directory.list().unwrap(), []);
     assert_eq!(directory.stray_since(&aside, NOW).unwrap(), NOW);
     assert_eq!(directory.stray_since(&aside, NOW + 500).unwrap(), NOW, "it is remembered");

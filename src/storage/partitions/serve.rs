@@ -55,7 +55,7 @@ pub(super) struct Finding {
 
 impl Finding {
     /// What is answered, or the request, which has to be looked at again.
-    fn carry_out(self) -> Result<Reply, Command> {
+    fn carry_out(self) -> Result<Reply, Box<Command>> {
         let Self { plan, mut stands, place, request, reply } = self;
         match plan.find() {
             Ok(found) => {
@@ -68,7 +68,8 @@ impl Finding {
                 Ok(Reply::json(reply, &stands))
             }
             Err(LogError::Changed { .. }) => {
-                Err(Command::Data { place, request: Request::Offsets(request), reply: Some(reply), _permit: None })
+                let request = Request::Offsets(request);
+                Err(Box::new(Command::Data { place, request, reply: Some(reply), _permit: None }))
             }
             Err(error) => Ok(Reply::error(reply, &answer::log_error(&error))),
         }
@@ -207,7 +208,7 @@ impl Hub {
             let Ok(_permit) = Arc::clone(&hub.reads).acquire_owned().await else { return };
             match tokio::task::spawn_blocking(move || finding.carry_out()).await {
                 Ok(Ok(reply)) if hub.lease.holds(hub.clock) => hub.reply(reply).await,
-                Ok(Err(again)) => hub.command(again).await,
+                Ok(Err(again)) => hub.command(*again).await,
                 Ok(Ok(_)) | Err(_) => {}
             }
         });
