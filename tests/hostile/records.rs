@@ -268,6 +268,7 @@ fn a_garbled_batch_is_never_taken_and_one_that_lies_under_a_right_checksum_harms
                             | "INVALID_RECORD"
                             | "OUT_OF_ORDER_SEQUENCE_NUMBER"
                             | "INVALID_PRODUCER_EPOCH"
+                            | "INVALID_TIMESTAMP"
                     ),
                     "byte {at}: {why}"
                 ),
