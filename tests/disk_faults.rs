@@ -256,3 +256,27 @@ fn a_node_whose_disk_is_full_gives_up_what_it_holds_and_takes_it_again_when_ther
     assert!(bytes(&cluster, 2, "orders") == bytes(&cluster, 0, "orders"), "the replicas differ");
     assert!(!cluster.storage[2].has_ended() && !cluster.logs().contains("panicked"), "{}", cluster.logs());
 }
+
+#[test]
+fn a_full_disk_is_told_of_though_nobody_waits_for_what_does_not_fit() {
+    let mut cluster = Cluster::start(1, 0);
+    let Some(mount) = Mount::new(cluster.folder.path().join("storage-0")) else { return };
+    cluster.storage.push(cluster.node(0));
+    cluster.await_healthy();
+    cluster.run("topic create orders --replication-factor 1").unwrap();
+    let stranger = Stranger::new(&cluster.nats);
+    stranger.demand("dmq.data.produce.0.orders", &[], "it leads");
+    let mut file = std::fs::File::create(mount.0.join("filler")).unwrap();
+    while file.write_all(&[0; 4096]).is_ok() {}
+    cluster.await_that("the node says so", || {
+        // What was told of is tried again after a while.
+        stranger.tell_with_headers("dmq.data.produce.0.orders", &[("Dmq-Acks", "0")], vec![b'x'; 60_000]);
+        match directory_errors(&cluster, 0)? {
+            told if told.contains("space") => Ok(()),
+            told => Err(told),
+        }
+    });
+    // The only copy goes on leading, and serves what it has.
+    let (values, error) = read_on(&stranger, "orders", 0);
+    assert_eq!((values.first().map(String::as_str), error), (Some("it leads"), None));
+}
