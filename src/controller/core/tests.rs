@@ -792,6 +792,50 @@ fn what_does_not_fit_one_answer_is_answered_in_several_each_of_which_says_where_
 }
 
 #[test]
+fn topics_and_metadata_that_do_not_fit_one_answer_are_answered_in_several() {
+    const LIMIT: usize = 20_000;
+    let mut rig = Rig::active();
+    (0..3).for_each(|id| rig.register(id));
+    rig.pass(Duration::from_millis(100));
+    (0..3).for_each(|id| drop(rig.heartbeat(id, 10 + u64::from(id), 1)));
+    rig.pass(Duration::from_millis(100));
+    let long = "t".repeat(240);
+    let names: Vec<String> = (100..250).map(|number| format!("{long}{number}")).collect();
+    for name in &names {
+        rig.admin("topic", "create", format!(r#"{{"name":"{name}","partitions":2}}"#));
+    }
+    rig.admin("topic", "create", r#"{"name":"wide","partitions":2000}"#.into());
+    rig.feed(Input::MessageLimit(LIMIT));
+    let mut ask = |noun: &str, verb: &str, list: &str| {
+        let (mut all, mut answers, mut request) = (Vec::new(), 0, serde_json::json!({}));
+        loop {
+            let token = rig.admin(noun, verb, request.to_string());
+            let answer = rig.answer(token).unwrap().clone().unwrap();
+            assert!(answer.len() <= LIMIT, "{} bytes", answer.len());
+            let mut answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+            all.append(answer[list].as_array_mut().unwrap());
+            answers += 1;
+            match answer.get("next") {
+                Some(next) => request["from"] = next.clone(),
+                None => return (all, answers),
+            }
+        }
+    };
+    let (topics, answers) = ask("topic", "list", "topics");
+    let listed: Vec<_> = topics.iter().map(|topic| topic["name"].as_str().unwrap()).collect();
+    assert_eq!(listed, names.iter().map(String::as_str).chain(["wide"]).collect::<Vec<_>>());
+    assert!(answers > 2, "{answers} answers");
+    let (lines, answers) = ask("metadata", "show", "lines");
+    assert!(answers > 2, "{answers} answers");
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let (image, position) = crate::metadata::read_snapshot(&mut text.as_bytes()).unwrap();
+    assert_eq!((&image, position), (rig.core.image().unwrap(), rig.core.history.position()));
+    let token = rig.admin("metadata", "show", r#"{"from":18446744073709551615}"#.into());
+    let beyond: serde_json::Value = serde_json::from_slice(&rig.answer(token).unwrap().clone().unwrap()).unwrap();
+    assert_eq!(beyond["lines"], serde_json::json!([]));
+}
+
+#[test]
 fn an_append_that_was_stored_but_not_answered_takes_effect_once() {
     let mut rig = Rig::with_nodes();
     let before = rig.stream.len();
