@@ -65,6 +65,8 @@ struct NodeLine {
     rack: Option<Arc<str>>,
     pairing: Option<ControllerId>,
     pairing_epoch: PairingEpoch,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    served: Option<(DirectoryId, NodeEpoch)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -154,6 +156,7 @@ fn write_part(
             rack: node.rack.clone(),
             pairing: node.pairing,
             pairing_epoch: node.pairing_epoch,
+            served: node.served,
         }),
         Part::Topic(topic) => Line::Topic(TopicLine {
             id: topic.id,
@@ -312,6 +315,7 @@ fn to_node(line: NodeLine) -> (StorageId, StorageNode) {
         rack: line.rack,
         pairing: line.pairing,
         pairing_epoch: line.pairing_epoch,
+        served: line.served,
         leaders: 0,
         replicas: 0,
     };

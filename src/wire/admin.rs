@@ -225,6 +225,12 @@ pub struct NodeRegister {
     pub storage: Option<StorageId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rack: Option<String>,
+    /// The id that it would have where it wants none: given where services.json lists it and it is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preferred: Option<StorageId>,
+    /// The last node epoch that its directory knows: of an older copy of it, it is an older one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_epoch: Option<NodeEpoch>,
     /// What it has applied.
     #[serde(default)]
     pub position: Position,

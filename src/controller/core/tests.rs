@@ -252,6 +252,8 @@ impl Rig {
             incarnation: IncarnationId(Uuid::from_u128(200 + u128::from(id))),
             storage: Some(StorageId(id)),
             rack: None,
+            preferred: None,
+            node_epoch: None,
             position: Position::default(),
             connection: connection(10 + u64::from(id)),
         };
@@ -672,6 +674,8 @@ impl Rig {
             incarnation: IncarnationId(Uuid::from_u128(6_000 + u128::from(number))),
             storage: storage.map(StorageId),
             rack: None,
+            preferred: None,
+            node_epoch: None,
             position: Position::default(),
             connection: connection(10),
         }
@@ -789,6 +793,40 @@ fn what_does_not_fit_one_answer_is_answered_in_several_each_of_which_says_where_
         assert_eq!(nodes, (0..20).collect::<Vec<_>>());
         assert!(answers > 3, "{answers} answers");
     }
+}
+
+#[test]
+fn a_node_on_an_older_copy_of_its_directory_leaves_the_in_sync_replicas_of_which_others_remain() {
+    let mut rig = Rig::with_nodes();
+    rig.create("orders");
+    let registration = |rig: &Rig, incarnation: u128, node_epoch| NodeRegister {
+        cluster: None,
+        directory: rig.node(1).directory.unwrap(),
+        incarnation: IncarnationId(Uuid::from_u128(incarnation)),
+        storage: Some(StorageId(1)),
+        rack: None,
+        preferred: None,
+        node_epoch: Some(node_epoch),
+        position: rig.core.history().position(),
+        connection: connection(11),
+    };
+    let knows = rig.node(1).epoch;
+    rig.pass(Duration::from_secs(60));
+    let isr = |rig: &Rig| {
+        let image = rig.core.history().image().unwrap();
+        image.topic("orders").unwrap().partitions.first().unwrap().isr().collect::<Vec<_>>()
+    };
+    let before = isr(&rig);
+    assert!(before.len() > 1 && before.contains(&StorageId(1)), "all were fenced at once: {before:?}");
+    let request = registration(&rig, 900, NodeEpoch(knows.0));
+    let token = rig.admin("node", "register", admin::encode(&request));
+    assert!(rig.answer(token).unwrap().is_ok());
+    assert_eq!(isr(&rig), before, "it has what it had");
+    let request = registration(&rig, 901, NodeEpoch(knows.0 - 1));
+    let token = rig.admin("node", "register", admin::encode(&request));
+    assert!(rig.answer(token).unwrap().is_ok());
+    let others: Vec<_> = before.into_iter().filter(|node| *node != StorageId(1)).collect();
+    assert_eq!(isr(&rig), others, "whatever it has applied meanwhile");
 }
 
 #[test]
