@@ -139,12 +139,7 @@ fn lines_between(image: &Image, partitions_per_line: usize) -> impl Iterator<Ite
     nodes.chain(topics).chain(requests)
 }
 
-fn write_part(
-    part: &Part<'_>,
-    image: &Image,
-    position: Position,
-    writer: &mut dyn Write,
-) -> Result<(), SnapshotError> {
+fn write_part(part: &Part<'_>, image: &Image, position: Position, writer: &mut dyn Write) -> Result<(), SnapshotError> {
     let line = match part {
         Part::Header => return write_line(writer, &header(image, position)),
         Part::Node(id, node) => Line::Node(NodeLine {

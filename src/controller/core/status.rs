@@ -10,8 +10,8 @@ use super::{Controller, Token};
 use crate::metadata::{Image, NodeState, StorageNode, Topic};
 use crate::types::{PartitionId, StorageId, Version};
 use crate::wire::admin::{
-    ActiveController, ClusterStatus, MetadataServiceStatus, MetadataShown, NodeDescription, NodeList, PartitionDescription,
-    TopicDescription, TopicList, TopicSummary,
+    ActiveController, ClusterStatus, MetadataServiceStatus, MetadataShown, NodeDescription, NodeList,
+    PartitionDescription, TopicDescription, TopicList, TopicSummary,
 };
 use crate::wire::{Code, WireError, admin};
 

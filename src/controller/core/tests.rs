@@ -822,11 +822,45 @@ fn a_node_on_an_older_copy_of_its_directory_leaves_the_in_sync_replicas_of_which
     let token = rig.admin("node", "register", admin::encode(&request));
     assert!(rig.answer(token).unwrap().is_ok());
     assert_eq!(isr(&rig), before, "it has what it had");
+    rig.pass(Duration::from_secs(60));
     let request = registration(&rig, 901, NodeEpoch(knows.0 - 1));
     let token = rig.admin("node", "register", admin::encode(&request));
     assert!(rig.answer(token).unwrap().is_ok());
     let others: Vec<_> = before.into_iter().filter(|node| *node != StorageId(1)).collect();
     assert_eq!(isr(&rig), others, "whatever it has applied meanwhile");
+}
+
+#[test]
+fn another_message_in_the_place_of_a_void_one_is_another_history_too() {
+    for other in [None, Some(Bytes::from_static(b"something else"))] {
+        let mut rig = Rig::active();
+        let stranger = Bytes::from_static(b"a stranger's");
+        rig.stream.push(stranger.clone());
+        let version = Version(rig.stream.len() as u64);
+        rig.feed(Input::Entry { version, payload: stranger });
+        assert_eq!(rig.core.history.seen(), version);
+        rig.feed(Input::Disconnected);
+        let forks = other.is_some();
+        if let Some(other) = other {
+            *rig.stream.last_mut().unwrap() = other;
+        }
+        rig.feed(Input::Connected(connection(2)));
+        rig.pass(Duration::from_secs(1));
+        assert_eq!(matches!(rig.core.role, office::Role::Halted { .. }), forks);
+    }
+}
+
+#[test]
+fn what_comes_of_a_stream_that_was_not_looked_at_yet_does_not_hide_that_it_is_another() {
+    let mut rig = Rig::with_nodes();
+    rig.feed(Input::Disconnected);
+    *rig.stream.last_mut().unwrap() = Bytes::from_static(b"another's");
+    rig.stream.push(Bytes::from_static(b"on top of it"));
+    let (version, payload) = (Version(rig.stream.len() as u64), rig.stream.last().unwrap().clone());
+    rig.feed(Input::Entry { version, payload });
+    rig.feed(Input::Connected(connection(2)));
+    rig.pass(Duration::from_secs(1));
+    assert!(matches!(rig.core.role, office::Role::Halted { .. }), "{:?}", rig.core.role);
 }
 
 #[test]

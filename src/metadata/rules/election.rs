@@ -48,7 +48,11 @@ impl<'a> Standing<'a> {
 
     /// All these nodes are fenced, and the directories of some were set back to an earlier state: no directory's return brings
     /// back what these held.
-    pub(super) fn restarted(image: &'a Image, nodes: &[StorageId], set_back: &BTreeMap<StorageId, DirectoryId>) -> Self {
+    pub(super) fn restarted(
+        image: &'a Image,
+        nodes: &[StorageId],
+        set_back: &BTreeMap<StorageId, DirectoryId>,
+    ) -> Self {
         let lost = |(node, directory): (&StorageId, &DirectoryId)| {
             (*node, Lost { directory: *directory, returns: DirectoryId::NOBODY })
         };

@@ -151,8 +151,8 @@ impl<'a> Registering<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metadata::rules::node::{remove, replace};
     use crate::metadata::config::UNCLEAN_ELECTION;
+    use crate::metadata::rules::node::{remove, replace};
     use crate::metadata::testing::{Registration, World, directory, register, set, topic_id};
 
     fn ask(world: &mut World, wanted: Option<u32>, number: u32, live: bool) -> Result<Registration, NodeError> {
@@ -419,7 +419,10 @@ mod tests {
         let mut registering = Registering::new(&image, &listed);
         let mut add = |(wanted, number): &(Option<u32>, u32)| {
             let (incarnation, directory, wanted) = (world.incarnation(), directory(*number), wanted.map(StorageId));
-            registering.add(Asked { wanted, preferred: None, directory, knows: Version(u64::MAX), incarnation, rack: None }, &|_| false)
+            registering.add(
+                Asked { wanted, preferred: None, directory, knows: Version(u64::MAX), incarnation, rack: None },
+                &|_| false,
+            )
         };
         let outcomes = asked.iter().map(&mut add).collect();
         world.commit(registering.records());
