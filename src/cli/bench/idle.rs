@@ -59,9 +59,11 @@ pub async fn run(place: &Place, args: &Args) -> anyhow::Result<Report> {
     let most = |of: fn(&Spent) -> f64| nodes().map(of).fold(0.0, f64::max);
     let with = format!("one storage node with {} partitions", args.partitions);
     figures.push(
-        Figure::new(format!("{with}: memory, the most of the three"), most(|one| one.memory_mb), "MB").target(Target::Most(MEMORY)),
+        Figure::new(format!("{with}: memory, the most of the three"), most(|one| one.memory_mb), "MB")
+            .target(Target::Most(MEMORY)),
     );
-    let processor = Figure::new(format!("{with}: processor, the most of the three"), most(|one| one.processor), "% of a core");
+    let processor =
+        Figure::new(format!("{with}: processor, the most of the three"), most(|one| one.processor), "% of a core");
     figures.push(processor.target(Target::Most(PROCESSOR)));
     let (active, in_sync) = restart(&mut rig, 0).await?;
     let active = Figure::new(format!("{with}: killed, from its start to active"), active.as_secs_f64(), "s");

@@ -95,7 +95,7 @@ impl Controller {
             _ if set_back.is_empty() => cause,
             names => {
                 self.complain(&format!("set back {names}"), || {
-                    format!("the data of {names} is older than what it had: it counts as lost and is copied anew from others")
+                    format!("the data of {names} is older than what it had: it counts as lost and is copied anew from others; what nobody else had waits until its topic allows an unclean election")
                 });
                 format!("{cause}; older data than before: {names}")
             }

@@ -1244,16 +1244,17 @@ fn who_lost_a_leadership_before_it_was_first_heard_gets_no_lease_before_it_knows
     rig.heartbeat(0, 79, 5);
     assert_eq!(rig.node(0).state, NodeState::Active);
     let mut other = Rig::new();
-    other.stream = rig.stream.clone();
+    other.stream = rig.stream[..before.version.0 as usize].to_vec();
     let me = Identity { incarnation: IncarnationId(Uuid::from_u128(9)), ..rig.core.me };
     other.core = Controller::new(me, settings(), followed, None);
+    other.feed(Input::Connected(connection(7)));
+    other.stream = rig.stream.clone();
     for (version, payload) in
         (1..).map(Version).zip(rig.stream.clone()).filter(|(version, _)| *version > before.version)
     {
         other.feed(Input::Entry { version, payload });
     }
     other.feed(Input::LeaseFree);
-    other.feed(Input::Connected(connection(7)));
     other.pass(Duration::from_millis(100));
     assert_eq!(other.core.role(), ControllerRole::Active);
     assert_eq!(other.heartbeat_at(0, 80, 6, before).unwrap().lease_ms, 0);
