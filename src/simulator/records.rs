@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::rng::Rng;
 use crate::replication::EpochHistory;
-use crate::storage::replicas::Log;
+use crate::storage::replicas::{Log, Read};
 use crate::types::{LeaderEpoch, Offset, WallTime};
 
 /// How many records of a producer are remembered.
@@ -168,12 +168,13 @@ impl Log for SimLog {
         Ok(())
     }
 
-    fn read(&self, from: Offset, max_bytes: usize) -> Result<Bytes, OutOfOrder> {
+    fn read(&self, from: Offset, max_bytes: usize) -> Result<Read, OutOfOrder> {
         let mut batches = BytesMut::new();
         let first = usize::try_from(from.0 - self.start).unwrap_or(0);
         let records = self.records.iter().skip(first).take((max_bytes / RECORD).max(1));
         records.for_each(|record| record.put(&mut batches));
-        Ok(batches.freeze())
+        let end = Offset(from.0 + (batches.len() / RECORD) as i64);
+        Ok(Read { pieces: [batches.freeze()].into_iter().collect(), end })
     }
 
     fn truncate_to(&mut self, end: Offset) -> Result<(), OutOfOrder> {

@@ -69,13 +69,17 @@ pub struct ReplicasProc {
 }
 
 impl ReplicasProc {
-    pub fn new() -> Self {
+    pub fn new(ahead_max: u32) -> Self {
         let settings = Settings {
             poll_wait: Duration::from_millis(1_200),
             lag_max: Duration::from_secs(3),
             waiting_max: 6,
             isr_batch: 3,
             answer_max_bytes: 70,
+            // Two records: some answers have fewer.
+            ahead_min_bytes: 40,
+            ahead_after: Duration::from_millis(2),
+            ahead_max,
             ..Settings::default()
         };
         Self {

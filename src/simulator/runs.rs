@@ -14,7 +14,7 @@ use super::world::World;
 /// How many seeds the tests run, beginning with 0.
 const SEEDS: u64 = 2_000;
 /// Within how many seeds a planted bug is found.
-const BUG_SEEDS: u64 = 200;
+const BUG_SEEDS: u64 = 1_000;
 
 /// What a seed came to.
 struct Outcome {

@@ -25,6 +25,9 @@ pub struct ReplicaFetch {
     pub session: u64,
     /// 0 begins the session: all partitions are named. Then one more with each poll.
     pub sequence: u32,
+    /// The newest of the session's polls whose answer the asker has taken: records of later ones may be on their way, so the leader
+    /// goes on behind them, and sends them again only where this says that they were not taken.
+    pub taken: Option<u32>,
     /// The most bytes of records that the answer may hold, except that one batch is always sent whole.
     pub max_bytes: u32,
     /// How long the answer may wait for something to say, in milliseconds.
@@ -242,6 +245,7 @@ mod tests {
             node_epoch: NodeEpoch(u64::MAX),
             session: 1,
             sequence: 0,
+            taken: None,
             max_bytes: 1 << 20,
             max_wait_ms: 500,
             positions: vec![position],

@@ -51,12 +51,15 @@ pub struct Sent {
     pub cpu: Duration,
 }
 
+/// The rig's servers have NATS's default.
+const MAX_PAYLOAD: usize = 1 << 20;
 /// Records whose time is taken: one in so many.
 const SAMPLE: u64 = 16;
 
 impl Load {
     pub fn batch_size(&self) -> usize {
-        self.batch_size.unwrap_or(ProducerConfig::default().batch_size)
+        let room = crate::process::message_room(MAX_PAYLOAD);
+        self.batch_size.unwrap_or(ProducerConfig::default().batch_size).min(room)
     }
 
     pub fn records(&self) -> u64 {

@@ -18,7 +18,8 @@ pub struct ProducerConfig {
     pub enable_idempotence: bool,
     /// `compression.type`.
     pub compression: Compression,
-    /// The most bytes of records in a batch, before compression (`batch.size`). A larger record goes alone.
+    /// The most bytes of records in a batch, before compression (`batch.size`), up to what a message carries. A larger record goes
+    /// alone.
     pub batch_size: usize,
     /// For how long a batch that is not full waits for more records (`linger.ms`). It waits longer where it could not be sent yet.
     pub linger: Duration,
@@ -49,7 +50,7 @@ impl Default for ProducerConfig {
             acks: Acks::All,
             enable_idempotence: true,
             compression: Compression::None,
-            batch_size: 512 << 10,
+            batch_size: 1 << 20,
             linger: Duration::from_millis(5),
             max_in_flight: 5,
             buffer_memory: 32 << 20,

@@ -192,7 +192,7 @@ impl BatchHeader {
     }
 
     /// The header's bytes, as it stands: the checksum is the one given.
-    pub(in crate::log) fn encode(&self) -> [u8; HEADER_BYTES] {
+    pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, &self.base_offset.0.to_be_bytes());

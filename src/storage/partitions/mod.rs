@@ -14,6 +14,7 @@ mod groups;
 mod log;
 mod request;
 mod serve;
+mod tail;
 mod upkeep;
 mod worker;
 

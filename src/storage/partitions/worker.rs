@@ -15,6 +15,7 @@ use super::fetches::Fetches;
 use super::flush::{Flusher, Synced};
 use super::log::{Failure, PartitionLog, millis};
 use super::serve::Hub;
+use super::tail::{Room, Tail};
 use super::upkeep::Upkeep;
 use super::{Command, Held, Lease, Options, StartError};
 use crate::disk::RealDisk;
@@ -42,6 +43,7 @@ pub(super) struct Worker {
     /// Of the partitions of the offsets topic that are led here.
     pub(super) coordinators: BTreeMap<Place, Coordinator>,
     pub(super) pending: HashMap<Token, Pending>,
+    tails: Room,
     pub(super) timeout_check_at: Monotonic,
     /// Followers that wait for an answer to their poll.
     polls: HashMap<Token, Subject>,
@@ -82,6 +84,7 @@ pub(super) fn start(
         fetches: Fetches::default(),
         coordinators: BTreeMap::new(),
         pending: HashMap::new(),
+        tails: Room::default(),
         timeout_check_at: Monotonic(0),
         polls: HashMap::new(),
         tokens: 0,
@@ -339,7 +342,9 @@ impl Worker {
                 None
             }
             None => match self.open(&id, place, config, opened).and_then(|log| self.mend(place, log, follows)) {
-                Ok(log) => Some(PartitionLog { log, is_relaxed, clock: self.clock }),
+                Ok(log) => {
+                    Some(PartitionLog { log, is_relaxed, clock: self.clock, tail: Tail::new(self.tails.clone()) })
+                }
                 Err(error) => return self.failed(place, &error.into()),
             },
         };

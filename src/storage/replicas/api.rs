@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use crate::replication::{AckError, EpochHistory};
 use crate::storage::core::{Assignment, Call, CallError, InSyncOutcome, InSyncWish, Member, Peer, Place, Token};
@@ -25,12 +26,29 @@ pub trait Log {
     /// Appends batches as the leader has them. Either all, or none.
     fn copy(&mut self, batches: Bytes) -> Result<(), Self::Error>;
     /// Whole batches, the first of which holds `from`: up to `max_bytes`, but always one if there is one.
-    fn read(&self, from: Offset, max_bytes: usize) -> Result<Bytes, Self::Error>;
+    fn read(&self, from: Offset, max_bytes: usize) -> Result<Read, Self::Error>;
+    /// Everything below is on the disk of all in-sync replicas: who still lacks it is behind.
+    fn committed(&mut self, _to: Offset) {}
     fn truncate_to(&mut self, end: Offset) -> Result<(), Self::Error>;
     /// Drops everything and begins anew at `start`.
     fn restart_at(&mut self, start: Offset) -> Result<(), Self::Error>;
     /// Deletes what lies wholly before `start`.
     fn delete_before(&mut self, start: Offset) -> Result<(), Self::Error>;
+}
+
+/// Batches of a log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Read {
+    /// In the pieces in which they are in memory: one after the other they are the batches.
+    pub pieces: SmallVec<[Bytes; 4]>,
+    /// The offset behind them.
+    pub end: Offset,
+}
+
+impl Read {
+    pub fn bytes(&self) -> usize {
+        self.pieces.iter().map(Bytes::len).sum()
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,6 +61,12 @@ pub struct Settings {
     pub retry: Duration,
     /// The most bytes of records in one answer.
     pub answer_max_bytes: usize,
+    /// After an answer with as many bytes of records, a follower asks for the next ones although these are not on its disk yet,
+    pub ahead_min_bytes: usize,
+    /// but not before this time has passed: a poll that says what is on the disk costs no more than one that does not.
+    pub ahead_after: Duration,
+    /// How many answers may be ahead of the disk.
+    pub ahead_max: u32,
     /// Kafka's `replica.lag.time.max.ms`.
     pub lag_max: Duration,
     /// How often lagging followers are looked for.
@@ -60,6 +84,9 @@ impl Default for Settings {
             poll_timeout: Duration::from_secs(2),
             retry: Duration::from_millis(50),
             answer_max_bytes: 900 << 10,
+            ahead_min_bytes: 32 << 10,
+            ahead_after: Duration::from_millis(3),
+            ahead_max: 4,
             lag_max: Duration::from_secs(10),
             lag_check: Duration::from_millis(500),
             isr_batch: 1_000,

@@ -69,5 +69,6 @@ impl<L: Log> Replicas<L> {
             out.push(Effect::Acknowledge { token: waiter.token, result: Ok(waiter.first) });
         }
         replica.high_watermark = replica.high_watermark.max(leader.high_watermark());
+        replica.log.committed(replica.high_watermark);
     }
 }

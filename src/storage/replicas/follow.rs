@@ -1,13 +1,14 @@
 //! The follower's side: one session per leader's node, whose polls name what changed since the poll before.
 //!
 //! A poll may be under way while another one overtakes it: a partition that begins to be followed does not wait for the end
-//! of a long poll. After records came, the next poll waits for their flush, so that each poll says what is on the disk.
+//! of a long poll. After records came, the next poll waits for their flush, and says what is on the disk. Where there were many, and
+//! the disk takes its time, the next ones are asked for meanwhile, and another poll says what is on the disk as soon as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use super::{Effect, Log, Replicas, Role};
+use super::{Effect, Log, Replicas, Role, Settings};
 use crate::replication::{EpochEnd, FetchFrom, FetchOutcome, Step};
 use crate::storage::core::{Call, CallError, Place};
 use crate::types::{Monotonic, StorageId};
@@ -24,6 +25,8 @@ pub(super) struct Link {
     session: u64,
     /// Of the next poll; 0 begins a session.
     sequence: u32,
+    /// The newest poll whose answer was taken.
+    taken: Option<u32>,
     /// To be named in the next poll.
     changed: BTreeSet<Place>,
     dropped: BTreeSet<Place>,
@@ -31,6 +34,10 @@ pub(super) struct Link {
     told: BTreeSet<Place>,
     /// Written, and not on the disk yet.
     unflushed: BTreeSet<Place>,
+    /// From when on the next poll does not wait for `unflushed`.
+    ahead_at: Option<Monotonic>,
+    /// How many answers were taken, and the next records asked for, since something was flushed.
+    ahead: u32,
     /// Refused, to be named again after a while.
     later: BTreeSet<Place>,
     polls: BTreeMap<Call, (u32, Monotonic)>,
@@ -43,10 +50,13 @@ impl Link {
             followed: BTreeSet::new(),
             session: 0,
             sequence: 0,
+            taken: None,
             changed: BTreeSet::new(),
             dropped: BTreeSet::new(),
             told: BTreeSet::new(),
             unflushed: BTreeSet::new(),
+            ahead_at: None,
+            ahead: 0,
             later: BTreeSet::new(),
             polls: BTreeMap::new(),
             retry_at: now,
@@ -77,15 +87,39 @@ impl Link {
         }
     }
 
-    pub(super) fn flushed(&mut self, place: Place, all: bool) {
-        if all && self.unflushed.remove(&place) {
-            self.changed.insert(place);
+    pub(super) fn flushed(&mut self, now: Monotonic, place: Place, all: bool) {
+        if !self.unflushed.contains(&place) {
+            return;
         }
+        self.changed.insert(place);
+        self.ahead = 0;
+        if all {
+            self.unflushed.remove(&place);
+        } else {
+            // More came while this was brought to the disk.
+            self.ahead_at = Some(now);
+        }
+    }
+
+    /// So many bytes of records came, and are not on the disk yet.
+    fn came(&mut self, now: Monotonic, place: Place, bytes: usize, settings: &Settings) {
+        self.unflushed.insert(place);
+        if bytes >= settings.ahead_min_bytes && self.ahead < settings.ahead_max {
+            self.changed.insert(place);
+            self.ahead += 1;
+            self.ahead_at.get_or_insert(now + settings.ahead_after);
+        }
+    }
+
+    /// From when on it may be asked for more. None: what is not on the disk yet has to be there first.
+    fn asks_at(&self) -> Option<Monotonic> {
+        if self.unflushed.is_empty() { Some(self.retry_at) } else { self.ahead_at.map(|at| at.max(self.retry_at)) }
     }
 
     /// The session is over: the next poll names everything.
     pub(super) fn reset(&mut self, retry_at: Monotonic) {
-        self.sequence = 0;
+        (self.sequence, self.taken) = (0, None);
+        (self.ahead_at, self.ahead) = (None, 0);
         self.polls.clear();
         self.told.clear();
         self.dropped.clear();
@@ -96,14 +130,15 @@ impl Link {
 
     pub(super) fn deadline(&self) -> Option<Monotonic> {
         let waits = !self.changed.is_empty() || !self.later.is_empty() || self.polls.is_empty();
-        let retry = (waits && !self.followed.is_empty() && self.unflushed.is_empty()).then_some(self.retry_at);
-        self.polls.values().map(|(_, until)| *until).chain(retry).min()
+        let may = waits && !self.followed.is_empty() && self.polls.len() < POLLS;
+        let asks = self.asks_at().filter(|_| may);
+        self.polls.values().map(|(_, until)| *until).chain(asks).min()
     }
 
     fn wants_poll(&self, now: Monotonic) -> bool {
         let something = !self.changed.is_empty() || self.polls.is_empty();
         let idle = self.followed.is_empty() && self.dropped.is_empty();
-        something && !idle && self.unflushed.is_empty() && self.polls.len() < POLLS && now >= self.retry_at
+        something && !idle && self.polls.len() < POLLS && self.asks_at().is_some_and(|at| now >= at)
     }
 }
 
@@ -156,6 +191,7 @@ impl<L: Log> Replicas<L> {
             node_epoch: member.node_epoch,
             session: link.session,
             sequence: link.sequence,
+            taken: link.taken,
             max_bytes: self.settings.answer_max_bytes as u32,
             max_wait_ms: self.settings.poll_wait.as_millis() as u32,
             positions,
@@ -164,6 +200,7 @@ impl<L: Log> Replicas<L> {
         let timeout = self.settings.poll_wait + self.settings.poll_timeout;
         link.polls.insert(call, (link.sequence, now + timeout));
         link.sequence += 1;
+        link.ahead_at = None;
         out.push(Effect::Poll { call, to: leader, message: message.encode(), timeout });
     }
 
@@ -189,6 +226,7 @@ impl<L: Log> Replicas<L> {
         });
         match ours {
             Some((ReplicaAnswer { outcome: SessionOutcome::Partitions(partitions), .. }, records)) => {
+                link.taken = link.taken.max(Some(sequence));
                 for (partition, records) in partitions.iter().zip(records) {
                     self.answered(now, leader, partition, records, out);
                 }
@@ -230,7 +268,7 @@ impl<L: Log> Replicas<L> {
         };
         let (leader_epoch, offset) = (answer.leader_epoch, answer.offset);
         let asked = FetchFrom { leader_epoch, offset, last_epoch: answer.last_epoch, flushed: offset };
-        let end = replica.log.end();
+        let (end, bytes) = (replica.log.end(), records.len());
         let step = follower.answer(&asked, outcome, replica.log.epochs(), end);
         let done = match step {
             Step::Ignore => Ok(()),
@@ -262,8 +300,12 @@ impl<L: Log> Replicas<L> {
                     return;
                 }
                 replica.generation += u64::from(!matches!(step, Step::Append { .. }));
-                link.unflushed.insert(place);
+                link.came(now, place, bytes, &self.settings);
                 self.unflushed.insert(place);
+            }
+            // The leader counts on it that they were taken, unless it is told where this log ends.
+            Step::Ignore if bytes > 0 => {
+                link.changed.insert(place);
             }
             Step::Ignore => {}
         }

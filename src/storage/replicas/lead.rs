@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
-use super::{Effect, Log, Replicas, Role};
+use super::{Effect, Log, Read, Replicas, Role};
 use crate::replication::{FetchFrom, FetchOutcome, Refusal, ReplicaSession};
 use crate::storage::core::{Member, Place, Token};
 use crate::types::{Monotonic, NodeEpoch, Offset, StorageId};
@@ -25,6 +26,8 @@ pub(super) struct Session {
     /// Of the last poll.
     sequence: u32,
     positions: BTreeMap<Place, ReplicaPosition>,
+    /// What was sent behind the positions, and not said to be taken yet.
+    sent: BTreeMap<Place, Sent>,
     /// Something is to be said of these.
     ready: BTreeSet<Place>,
     /// The position has changed and was not looked at.
@@ -32,6 +35,14 @@ pub(super) struct Session {
     /// Where the last answer ended, so that no partition starves behind busier ones.
     cursor: Option<Place>,
     waiting: Option<Waiting>,
+}
+
+/// Records that are on their way to a follower.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    /// Of the poll that was answered with the last of them.
+    sequence: u32,
+    end: Offset,
 }
 
 /// Whom an answer is for.
@@ -60,8 +71,22 @@ impl Session {
         self.positions.contains_key(&place)
     }
 
+    /// What the poll says of the answers that were taken: what was sent with them and not taken is sent again.
+    fn take_word(&mut self, taken: Option<u32>) {
+        let Some(taken) = taken else { return };
+        let is_over = |_: &Place, sent: &mut Sent| sent.sequence <= taken;
+        self.fresh.extend(self.sent.extract_if(.., is_over).map(|(place, _)| place));
+    }
+
+    /// From where on the follower was sent nothing yet.
+    fn next(&self, position: &ReplicaPosition) -> Offset {
+        let sent = self.sent.get(&(position.topic, position.partition));
+        sent.map_or(position.offset, |sent| sent.end.max(position.offset))
+    }
+
     /// The leadership of a partition began or ended: what was said of it no longer holds.
     pub(super) fn role_changed(&mut self, place: Place) {
+        self.sent.remove(&place);
         if self.positions.contains_key(&place) {
             self.fresh.insert(place);
         }
@@ -111,6 +136,7 @@ impl<L: Log> Replicas<L> {
             session: poll.session,
             sequence: 0,
             positions: BTreeMap::new(),
+            sent: BTreeMap::new(),
             ready: BTreeSet::new(),
             fresh: BTreeSet::new(),
             cursor: None,
@@ -121,8 +147,10 @@ impl<L: Log> Replicas<L> {
         }
         let session = self.sessions.entry(poll.storage).or_insert_with(new);
         session.sequence = poll.sequence;
+        session.take_word(poll.taken);
         for place in &poll.dropped {
             session.positions.remove(place);
+            session.sent.remove(place);
             session.ready.remove(place);
             session.fresh.remove(place);
         }
@@ -133,7 +161,12 @@ impl<L: Log> Replicas<L> {
         }
         for position in poll.positions {
             let place = (position.topic, position.partition);
-            session.positions.insert(place, position);
+            let log = |position: &ReplicaPosition| (position.leader_epoch, position.attempt);
+            let before = session.positions.insert(place, position);
+            if before.is_some_and(|before| log(&before) != log(&position)) {
+                // What is on its way is for the log as it was, or for another leadership's follower.
+                session.sent.remove(&place);
+            }
             session.fresh.insert(place);
         }
         let wait = Duration::from_millis(poll.max_wait_ms.into()).min(MAX_WAIT);
@@ -195,7 +228,10 @@ impl<L: Log> Replicas<L> {
                     self.acknowledge(place, out);
                     self.lacks_something(node, place)
                 }
-                Some(_) => true,
+                Some(_) => {
+                    self.sessions.get_mut(&node).and_then(|session| session.sent.remove(&place));
+                    true
+                }
                 None => false,
             };
             if speaks && let Some(session) = self.sessions.get_mut(&node) {
@@ -205,15 +241,17 @@ impl<L: Log> Replicas<L> {
     }
 
     fn lacks_something(&self, node: StorageId, place: Place) -> bool {
-        let position = self.sessions.get(&node).and_then(|session| session.positions.get(&place));
+        let next = self.sessions.get(&node).and_then(|session| Some(session.next(session.positions.get(&place)?)));
         let end = self.held.get(&place).map(|replica| replica.log.end());
-        position.zip(end).is_some_and(|(position, end)| position.offset < end)
+        next.zip(end).is_some_and(|(next, end)| next < end)
     }
 
-    /// The leader's verdict on a follower's position, without records. None: it is not in the session.
+    /// The leader's verdict on a follower's position, without records. None: it is not in the session. Where the histories agree it
+    /// speaks of where the follower's log will end once it has taken what is on its way.
     fn judge(&mut self, now: Monotonic, node: StorageId, place: Place) -> Option<PartitionAnswer> {
         let session = self.sessions.get(&node)?;
         let position = *session.positions.get(&place)?;
+        let next = session.next(&position);
         let answer = |leader_epoch, outcome| {
             let ReplicaPosition { topic, partition, offset, last_epoch, .. } = position;
             Some(PartitionAnswer { topic, partition, leader_epoch, offset, last_epoch, outcome })
@@ -242,7 +280,11 @@ impl<L: Log> Replicas<L> {
             Err(Refusal::UnknownLeaderEpoch { .. }) => PartitionOutcome::NotLeader,
             Err(Refusal::NotAReplica(_) | Refusal::StaleReplica(_)) => PartitionOutcome::NotAReplica,
         };
-        answer(leader.leader_epoch(), outcome)
+        let mut answer = answer(leader.leader_epoch(), outcome)?;
+        if next > position.offset && matches!(answer.outcome, PartitionOutcome::Agrees { .. }) {
+            (answer.offset, answer.last_epoch) = (next, replica.log.epochs().last(next));
+        }
+        Some(answer)
     }
 
     /// What there is to say, up to so many bytes of records; what does not fit stays for the next poll.
@@ -262,14 +304,16 @@ impl<L: Log> Replicas<L> {
             let Some(mut answer) = self.judge(now, node, place) else { continue };
             if let PartitionOutcome::Agrees { bytes, .. } = &mut answer.outcome {
                 // The first partition gets its batch whatever its size, the others only what is left.
-                let records = self.records(node, place, left, batches.is_empty());
-                match records {
+                match self.records(place, answer.offset, left, batches.is_empty()) {
                     // The answer is full: the next one begins here.
                     Ok(None) => break,
-                    Ok(Some(records)) => {
-                        *bytes = records.len() as u32;
-                        left = left.saturating_sub(records.len());
-                        batches.push(records);
+                    Ok(Some(read)) => {
+                        if let Some(session) = self.sessions.get_mut(&node).filter(|_| read.end > answer.offset) {
+                            session.sent.insert(place, Sent { sequence: session.sequence, end: read.end });
+                        }
+                        *bytes = read.bytes() as u32;
+                        left = left.saturating_sub(read.bytes());
+                        batches.extend(read.pieces);
                     }
                     Err(error) => {
                         answer.outcome = PartitionOutcome::StorageError;
@@ -285,15 +329,13 @@ impl<L: Log> Replicas<L> {
         (partitions, batches)
     }
 
-    /// What the follower lacks. None: there is something, and it does not fit.
-    fn records(&self, node: StorageId, place: Place, max_bytes: usize, first: bool) -> Result<Option<Bytes>, L::Error> {
-        let position = self.sessions.get(&node).and_then(|session| session.positions.get(&place));
-        let (Some(position), Some(replica)) = (position, self.held.get(&place)) else { return Ok(Some(Bytes::new())) };
-        if position.offset >= replica.log.end() {
-            return Ok(Some(Bytes::new()));
-        }
-        let records = replica.log.read(position.offset, max_bytes)?;
-        Ok((records.len() <= max_bytes || first).then_some(records))
+    /// What there is from an offset on. None: there is something, and it does not fit.
+    fn records(&self, place: Place, from: Offset, max_bytes: usize, first: bool) -> Result<Option<Read>, L::Error> {
+        let Some(replica) = self.held.get(&place).filter(|replica| from < replica.log.end()) else {
+            return Ok(Some(Read { pieces: SmallVec::new(), end: from }));
+        };
+        let read = replica.log.read(from, max_bytes)?;
+        Ok((read.bytes() <= max_bytes || first).then_some(read))
     }
 
     fn answer_poll(

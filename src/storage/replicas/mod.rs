@@ -20,7 +20,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-pub use api::{Acks, Append, AppendError, Effect, Input, Log, LogEnd, Settings};
+pub use api::{Acks, Append, AppendError, Effect, Input, Log, LogEnd, Read, Settings};
 
 use crate::replication::{Follower, Leader};
 use crate::storage::core::{Assignment, Call, Member, Peer, Place, Token};
@@ -124,7 +124,7 @@ impl<L: Log> Replicas<L> {
             Input::Poll { payload, token } => self.poll(now, &payload, token, out),
             Input::PollAnswer { call, result } => self.poll_answer(now, call, result, out),
             Input::Append(append) => self.append(now, append, out),
-            Input::Flushed(logs) => self.flushed(logs, out),
+            Input::Flushed(logs) => self.flushed(now, logs, out),
             Input::InSyncAnswer(outcome) => self.in_sync_answer(outcome),
             Input::Tick => {}
         }
@@ -230,7 +230,7 @@ impl<L: Log> Replicas<L> {
         }
     }
 
-    fn flushed(&mut self, logs: Vec<LogEnd>, out: &mut Vec<Effect<L::Error>>) {
+    fn flushed(&mut self, now: Monotonic, logs: Vec<LogEnd>, out: &mut Vec<Effect<L::Error>>) {
         for LogEnd { place, end, generation } in logs {
             let held = self.held.get_mut(&place);
             let Some(replica) = held.filter(|replica| replica.generation == generation) else { continue };
@@ -243,7 +243,7 @@ impl<L: Log> Replicas<L> {
                 Role::Follows(follower) => {
                     let leader = follower.leader();
                     if let Some(link) = self.links.get_mut(&leader) {
-                        link.flushed(place, replica.flushed >= replica.log.end());
+                        link.flushed(now, place, replica.flushed >= replica.log.end());
                     }
                 }
                 Role::Waits => {}

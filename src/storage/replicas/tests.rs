@@ -66,13 +66,14 @@ impl Log for MemoryLog {
         }
         Ok(())
     }
-    fn read(&self, from: Offset, max_bytes: usize) -> Result<Bytes, Broken> {
+    fn read(&self, from: Offset, max_bytes: usize) -> Result<Read, Broken> {
         let mut batches = BytesMut::new();
         for (epoch, value) in self.records[from.0 as usize..].iter().take((max_bytes / RECORD).max(1)) {
             batches.put_u32_le(epoch.0);
             batches.put_u64_le(*value);
         }
-        Ok(batches.freeze())
+        let end = Offset(from.0 + (batches.len() / RECORD) as i64);
+        Ok(Read { pieces: [batches.freeze()].into_iter().collect(), end })
     }
     fn truncate_to(&mut self, end: Offset) -> Result<(), Broken> {
         self.records.truncate(end.0 as usize);
@@ -470,6 +471,7 @@ fn strangers_and_older_incarnations_are_refused_and_one_of_the_future_keeps_nobo
         node_epoch: NodeEpoch(node_epoch),
         session: 99,
         sequence: 0,
+        taken: None,
         max_bytes: 1000,
         max_wait_ms: 0,
         positions: Vec::new(),
@@ -516,6 +518,7 @@ fn a_follower_cannot_name_more_partitions_than_could_ever_be_here() {
         node_epoch: NodeEpoch(1),
         session: 99,
         sequence,
+        taken: sequence.checked_sub(1),
         max_bytes: 1000,
         max_wait_ms: 5_000,
         positions: (sequence * 50_000..(sequence + 1) * 50_000).map(position).collect(),
