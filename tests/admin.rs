@@ -10,7 +10,7 @@ use dmq::types::Version;
 use dmq::wire::admin::{Changed, TopicCreate};
 use dmq::wire::{Code, WireError};
 use futures::StreamExt;
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::nats::NatsServer;
 
 const SUBJECT: &str = "dmq.admin.topic.create";
@@ -115,4 +115,45 @@ async fn a_change_without_an_answer_is_unknown_and_a_question_merely_unanswered(
     assert!(matches!(&error, AdminError::Unknown { request_id: Some(_), .. }), "{error:?}");
     let error = admin.list_topics().await.unwrap_err();
     assert!(matches!(&error, AdminError::NoAnswer { .. }), "{error:?}");
+}
+
+/// Answers requests in turn, and returns from where each asked.
+async fn play(client: Client, subject: &str, answers: Vec<Value>) -> tokio::task::JoinHandle<Vec<Value>> {
+    let mut requests = dmq::bus::raw::subscribe(&client, subject, Duration::from_secs(5)).await.unwrap();
+    tokio::spawn(async move {
+        let mut from = Vec::new();
+        for answer in answers {
+            let message = requests.next().await.unwrap();
+            let body: Value = serde_json::from_slice(&message.payload).unwrap();
+            from.push(body["from"].clone());
+            client.publish(message.reply.unwrap(), answer.to_string().into()).await.unwrap();
+            client.flush().await.unwrap();
+        }
+        from
+    })
+}
+
+#[tokio::test]
+async fn topics_are_put_together_from_several_answers_and_metadata_from_those_of_one_version() {
+    let server = NatsServer::start();
+    let admin = Admin::new(server.connect().await, "dmq.admin");
+    let topic = |name| {
+        json!({ "name": name, "topicId": "00000000-0000-0000-0000-000000000007", "partitions": 1,
+            "replicationFactor": 1, "leaderlessPartitions": 0, "underReplicatedPartitions": 0 })
+    };
+    let pages = vec![
+        json!({ "version": 5, "topics": [topic("a")], "next": "b" }),
+        json!({ "version": 6, "topics": [topic("b")] }),
+    ];
+    let asked = play(server.connect().await, "dmq.admin.topic.list", pages).await;
+    let list = admin.list_topics().await.unwrap();
+    assert_eq!(list.topics.iter().map(|topic| topic.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!((list.next, asked.await.unwrap()), (None, vec![Value::Null, json!("b")]));
+
+    let page =
+        |version: u64, line: u64, next: Option<u64>| json!({ "version": version, "lines": [line], "next": next });
+    let pages = vec![page(5, 10, Some(1)), page(6, 91, None), page(6, 20, Some(1)), page(6, 21, None)];
+    let asked = play(server.connect().await, "dmq.admin.metadata.show", pages).await;
+    assert_eq!(admin.show_metadata().await.unwrap(), json!([20, 21]));
+    assert_eq!(asked.await.unwrap(), [0, 1, 0, 1].map(Value::from));
 }

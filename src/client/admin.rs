@@ -18,8 +18,8 @@ use super::attempts::{self, Attempt, Pace, Repeat};
 use crate::bus::{BusError, raw};
 use crate::types::RequestId;
 use crate::wire::admin::{
-    Changed, ClusterStatus, MetadataRestore, NodeDescription, NodeList, NodeNamed, NodesFrom, Nothing, RestorePlan,
-    Terms, TopicAlter, TopicCreate, TopicDescribe, TopicDescription, TopicList, TopicNamed,
+    Changed, ClusterStatus, LinesFrom, MetadataRestore, MetadataShown, NodeDescription, NodeList, NodeNamed, NodesFrom,
+    RestorePlan, Terms, TopicAlter, TopicCreate, TopicDescribe, TopicDescription, TopicList, TopicNamed, TopicsFrom,
 };
 use crate::wire::{Code, ErrorBody, WireError};
 
@@ -118,7 +118,15 @@ impl Admin {
     }
 
     pub async fn list_topics(&self) -> Result<TopicList, AdminError> {
-        self.ask("topic", "list", &Nothing {}).await
+        let mut request = TopicsFrom::default();
+        let mut list: TopicList = self.ask("topic", "list", &request).await?;
+        while let Some(next) = list.next.take().filter(|next| *next > request.from) {
+            request.from = next;
+            let more: TopicList = self.ask("topic", "list", &request).await?;
+            list.topics.extend(more.topics);
+            list.next = more.next;
+        }
+        Ok(list)
     }
 
     pub async fn describe_topic(&self, name: &str) -> Result<TopicDescription, AdminError> {
@@ -183,9 +191,35 @@ impl Admin {
         Ok(status)
     }
 
-    /// The metadata as JSON.
+    /// The metadata as JSON: the lines of a snapshot.
+    ///
+    /// # Errors
+    /// Also where it changes again and again while it is read, since lines of different versions do not belong together.
     pub async fn show_metadata(&self) -> Result<Value, AdminError> {
-        self.ask("metadata", "show", &Nothing {}).await
+        const TRIES: u32 = 20;
+        for _ in 0..TRIES {
+            if let Some(lines) = self.lines_of_one_version().await? {
+                return Ok(Value::Array(lines));
+            }
+        }
+        let words = format!("the metadata changed {TRIES} times while it was read: ask again, or topic by topic");
+        Err(AdminError::Refused(WireError::new(Code::Busy, words)))
+    }
+
+    /// None where they changed meanwhile.
+    async fn lines_of_one_version(&self) -> Result<Option<Vec<Value>>, AdminError> {
+        let mut request = LinesFrom::default();
+        let mut shown: MetadataShown = self.ask("metadata", "show", &request).await?;
+        while let Some(next) = shown.next.take().filter(|next| *next > request.from) {
+            request.from = next;
+            let more: MetadataShown = self.ask("metadata", "show", &request).await?;
+            if more.version != shown.version {
+                return Ok(None);
+            }
+            shown.lines.extend(more.lines);
+            shown.next = more.next;
+        }
+        Ok(Some(shown.lines))
     }
 
     /// What a restore would do.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::files::{Disk, RealDisk, parent_of, publish, temporary_name};
-use crate::types::{ClusterId, DirectoryId, WallTime};
+use crate::types::{ClusterId, DirectoryId, NodeEpoch, WallTime};
 
 const FORMAT_VERSION: u32 = 1;
 const IDENTITY: &str = "identity.json";
@@ -54,6 +54,9 @@ pub struct Identity {
     /// The id that the node has in it: a controller's or a storage node's, as the role says.
     #[serde(default)]
     pub id: Option<u32>,
+    /// Of a storage node: the epoch of its last incarnation. A copy of the directory that is put back later has an older one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_epoch: Option<NodeEpoch>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +108,8 @@ pub enum DirectoryError {
 #[derive(Debug)]
 pub struct DataDirectory {
     path: PathBuf,
+    /// Of a root that several share: its number there.
+    number: Option<u32>,
     identity: Identity,
     /// The lock goes with the file, and with the process, however it ends.
     _lock: File,
@@ -135,7 +140,7 @@ impl DataDirectory {
         if identity.role != role {
             return Err(DirectoryError::OtherRole { path: path.to_owned(), found: identity.role, wanted: role });
         }
-        Ok(Self { path: path.to_owned(), identity, _lock: lock })
+        Ok(Self { path: path.to_owned(), number: None, identity, _lock: lock })
     }
 
     /// Locks the first folder `0`, `1`, … of a root that several processes share, each of which wants one.
@@ -150,7 +155,7 @@ impl DataDirectory {
             let mut broken = None;
             for number in &numbers {
                 match Self::open(&root.join(number.to_string()), role) {
-                    Ok(directory) => return Ok(directory),
+                    Ok(directory) => return Ok(Self { number: Some(*number), ..directory }),
                     Err(DirectoryError::InUse { .. }) => {}
                     Err(error) => {
                         tracing::error!(%error, "a folder of the data root cannot be used");
@@ -167,7 +172,7 @@ impl DataDirectory {
             // round that gives nothing has given somebody else a folder.
             match Self::open(&root.join(free.to_string()), role) {
                 Err(DirectoryError::InUse { .. }) => {}
-                result => return result,
+                result => return result.map(|directory| Self { number: Some(free), ..directory }),
             }
         }
     }
@@ -188,8 +193,23 @@ impl DataDirectory {
         Ok(())
     }
 
+    /// Writes down the epoch of the incarnation that was registered. Before that incarnation does anything.
+    pub fn registered(&mut self, epoch: NodeEpoch) -> Result<(), DirectoryError> {
+        let registered = Identity { node_epoch: Some(epoch), ..self.identity.clone() };
+        if registered != self.identity {
+            write(&self.path.join(IDENTITY), &registered)?;
+            self.identity = registered;
+        }
+        Ok(())
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The number of its folder in the root that it was taken from.
+    pub fn number_in_root(&self) -> Option<u32> {
+        self.number
     }
 
     pub fn identity(&self) -> &Identity {
@@ -281,6 +301,7 @@ fn new_identity(role: Role) -> Identity {
         role,
         cluster_id: None,
         id: None,
+        node_epoch: None,
     }
 }
 
@@ -363,6 +384,8 @@ mod tests {
         let after = DataDirectory::open(&path, Role::Storage).unwrap().identity().clone();
         assert_eq!(after, before);
         assert_eq!((after.cluster_id, after.id), (Some(uuid(1)), Some(4)));
+        DataDirectory::open(&path, Role::Storage).unwrap().registered(NodeEpoch(77)).unwrap();
+        assert_eq!(identity_of(&path).unwrap(), Some(Identity { node_epoch: Some(NodeEpoch(77)), ..after }));
         let json = fs::read_to_string(path.join(IDENTITY)).unwrap();
         assert!(json.contains("\"formatVersion\": 1") && json.contains("\"role\": \"storage\""), "{json}");
     }

@@ -62,6 +62,8 @@ pub struct StorageNode {
     pub rack: Option<Arc<str>>,
     pub pairing: Option<ControllerId>,
     pub pairing_epoch: PairingEpoch,
+    /// The directory that was active last, and its epoch then: a disk that does not know of it was set back.
+    pub served: Option<(DirectoryId, NodeEpoch)>,
     /// Partitions that it leads. Derived from the topics.
     pub leaders: u32,
     /// Partitions of which it holds a replica, those that it leads included. Derived from the topics.
@@ -318,6 +320,9 @@ impl Image {
                     return Err(inapplicable!("storage node {storage} cannot go from {:?} to {state:?}", node.state));
                 }
                 node.state = *state;
+                if *state == NodeState::Active {
+                    node.served = node.directory.map(|directory| (directory, node.epoch));
+                }
             }
             Record::StorageReplaced { storage, lost_directory } => {
                 let node = self.node_mut(*storage)?;
@@ -384,6 +389,7 @@ impl Image {
             rack,
             pairing: before.and_then(|node| node.pairing),
             pairing_epoch: before.map_or(PairingEpoch(0), |node| node.pairing_epoch),
+            served: before.and_then(|node| node.served),
             leaders: before.map_or(0, |node| node.leaders),
             replicas: before.map_or(0, |node| node.replicas),
         };

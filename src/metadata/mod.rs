@@ -31,4 +31,4 @@ pub use image::{
 pub use partitions::Partitions;
 pub use placement::{PlacementError, place};
 pub use record::{PartitionChange, Record, Replicas, SnapshotRef};
-pub use snapshot::{SnapshotError, read_snapshot, snapshot_base, write_snapshot};
+pub use snapshot::{SnapshotError, read_snapshot, show_lines, snapshot_base, write_snapshot};

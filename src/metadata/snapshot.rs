@@ -65,6 +65,8 @@ struct NodeLine {
     rack: Option<Arc<str>>,
     pairing: Option<ControllerId>,
     pairing_epoch: PairingEpoch,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    served: Option<(DirectoryId, NodeEpoch)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -107,13 +109,79 @@ enum Line {
     End { lines: u64 },
 }
 
-/// Writes the image at `position`. The writer should be buffered.
-pub fn write_snapshot(image: &Image, position: Position, writer: &mut dyn Write) -> Result<(), SnapshotError> {
+/// A line of an image, which becomes bytes only where somebody wants it.
+enum Part<'a> {
+    Header,
+    Node(StorageId, &'a StorageNode),
+    Topic(&'a Topic),
+    /// So many partitions, from the one with this number on.
+    Partitions(&'a Topic, usize, usize),
+    Request(&'a RequestId, &'a RequestOutcome),
+    /// How many lines there were between this one and the header.
+    End(u64),
+}
+
+fn parts(image: &Image, partitions_per_line: usize) -> impl Iterator<Item = Part<'_>> {
+    let between = move || lines_between(image, partitions_per_line);
+    let end = std::iter::once_with(move || Part::End(between().count() as u64));
+    std::iter::once(Part::Header).chain(between()).chain(end)
+}
+
+fn lines_between(image: &Image, partitions_per_line: usize) -> impl Iterator<Item = Part<'_>> {
+    let nodes = image.storage.iter().map(|(id, node)| Part::Node(*id, node));
+    let topics = image.topics.values().flat_map(move |topic| {
+        let starts = (0..topic.partitions.len()).step_by(partitions_per_line);
+        let partitions = starts.map(move |start| Part::Partitions(topic, start, partitions_per_line));
+        std::iter::once(Part::Topic(topic)).chain(partitions)
+    });
+    let requests = image.request_order.iter();
+    let requests = requests.filter_map(|id| Some(Part::Request(id, image.requests.get(id)?)));
+    nodes.chain(topics).chain(requests)
+}
+
+fn write_part(part: &Part<'_>, image: &Image, position: Position, writer: &mut dyn Write) -> Result<(), SnapshotError> {
+    let line = match part {
+        Part::Header => return write_line(writer, &header(image, position)),
+        Part::Node(id, node) => Line::Node(NodeLine {
+            id: *id,
+            directory: node.directory,
+            incarnation: node.incarnation,
+            epoch: node.epoch,
+            state: node.state,
+            rack: node.rack.clone(),
+            pairing: node.pairing,
+            pairing_epoch: node.pairing_epoch,
+            served: node.served,
+        }),
+        Part::Topic(topic) => Line::Topic(TopicLine {
+            id: topic.id,
+            name: topic.name.clone(),
+            created: topic.created,
+            changed: topic.changed,
+            config: topic.config.clone(),
+            waits_for: topic.waits_for.clone(),
+            recovering: topic.recovering.clone(),
+        }),
+        Part::Partitions(topic, start, count) => {
+            let numbers = *start..start.saturating_add(*count);
+            let partitions = numbers.map_while(|number| topic.partitions.get(number)).map(to_tuple).collect();
+            Line::Partitions(PartitionsLine { topic: topic.id, partitions })
+        }
+        Part::Request(id, RequestOutcome { fingerprint, version, answer }) => {
+            let (id, answer) = ((*id).clone(), answer.clone());
+            Line::Request(RequestLine { id, fingerprint: *fingerprint, version: *version, answer })
+        }
+        Part::End(lines) => Line::End { lines: *lines },
+    };
+    write_line(writer, &line)
+}
+
+fn header(image: &Image, position: Position) -> Header {
     let topics_created = image.topics_created;
     #[cfg(test)]
     let topics_created =
         if crate::simulator::planted(crate::simulator::Bug::ForgetfulSnapshot) { 0 } else { topics_created };
-    let header = Header {
+    Header {
         r#type: SNAPSHOT_TYPE.into(),
         cluster: image.cluster,
         position,
@@ -127,50 +195,37 @@ pub fn write_snapshot(image: &Image, position: Position, writer: &mut dyn Write)
         topics_created,
         snapshot: image.snapshot.clone(),
         restored_from: image.restored_from,
-    };
-    write_line(writer, &header)?;
-    let mut lines = 0;
-    let mut put = |line: &Line, writer: &mut dyn Write| {
-        lines += 1;
-        write_line(writer, line)
-    };
-    for (id, node) in &image.storage {
-        let line = NodeLine {
-            id: *id,
-            directory: node.directory,
-            incarnation: node.incarnation,
-            epoch: node.epoch,
-            state: node.state,
-            rack: node.rack.clone(),
-            pairing: node.pairing,
-            pairing_epoch: node.pairing_epoch,
-        };
-        put(&Line::Node(line), writer)?;
     }
-    for topic in image.topics.values() {
-        let line = TopicLine {
-            id: topic.id,
-            name: topic.name.clone(),
-            created: topic.created,
-            changed: topic.changed,
-            config: topic.config.clone(),
-            waits_for: topic.waits_for.clone(),
-            recovering: topic.recovering.clone(),
-        };
-        put(&Line::Topic(line), writer)?;
-        let mut rest = topic.partitions.iter().map(to_tuple).peekable();
-        while rest.peek().is_some() {
-            let partitions = rest.by_ref().take(PARTITIONS_PER_LINE).collect();
-            put(&Line::Partitions(PartitionsLine { topic: topic.id, partitions }), writer)?;
+}
+
+/// Writes the image at `position`. The writer should be buffered.
+pub fn write_snapshot(image: &Image, position: Position, writer: &mut dyn Write) -> Result<(), SnapshotError> {
+    parts(image, PARTITIONS_PER_LINE).try_for_each(|part| write_part(&part, image, position, writer))
+}
+
+/// As many lines as fit into `room` bytes with a comma behind each, from the line with this number on, and the number of the
+/// first that does not fit. One line at least where there is one. Lines of partitions are shorter here than in a snapshot, so
+/// that each fits the smallest message.
+pub fn show_lines(
+    image: &Image,
+    position: Position,
+    from: usize,
+    room: usize,
+) -> Result<(Vec<serde_json::Value>, Option<usize>), SnapshotError> {
+    /// Of the widest replicas and ids.
+    const PARTITIONS_PER_SHOWN_LINE: usize = 50;
+    let (mut lines, mut size) = (Vec::new(), 0);
+    for (number, part) in parts(image, PARTITIONS_PER_SHOWN_LINE).enumerate().skip(from) {
+        let mut line = Vec::new();
+        write_part(&part, image, position, &mut line)?;
+        // With the end of the line for the comma.
+        size += line.len();
+        if size > room && !lines.is_empty() {
+            return Ok((lines, Some(number)));
         }
+        lines.push(serde_json::from_slice(&line).map_err(io::Error::from)?);
     }
-    for id in &image.request_order {
-        if let Some(RequestOutcome { fingerprint, version, answer }) = image.requests.get(id) {
-            let (id, answer) = (id.clone(), answer.clone());
-            put(&Line::Request(RequestLine { id, fingerprint: *fingerprint, version: *version, answer }), writer)?;
-        }
-    }
-    write_line(writer, &Line::End { lines })
+    Ok((lines, None))
 }
 
 fn to_tuple(partition: &Partition) -> PartitionTuple {
@@ -255,6 +310,7 @@ fn to_node(line: NodeLine) -> (StorageId, StorageNode) {
         rack: line.rack,
         pairing: line.pairing,
         pairing_epoch: line.pairing_epoch,
+        served: line.served,
         leaders: 0,
         replicas: 0,
     };

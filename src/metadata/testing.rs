@@ -66,7 +66,8 @@ pub fn register(
     rack: Option<Arc<str>>,
 ) -> Result<Registration, NodeError> {
     let mut registering = Registering::new(image, listed);
-    let storage = registering.add(Asked { wanted, directory, incarnation, rack }, live)?;
+    let storage = registering
+        .add(Asked { wanted, preferred: None, directory, knows: Version(u64::MAX), incarnation, rack }, live)?;
     Ok(Registration { storage, records: registering.records() })
 }
 

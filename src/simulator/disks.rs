@@ -10,13 +10,14 @@ use super::world::{CONTROLLERS, COPY, Proc, World, name};
 use crate::disk::sim::SimDisk;
 use crate::disk::{Disk, MetadataStore, Recovered};
 use crate::storage::core::Place;
-use crate::types::{ClusterId, DirectoryId};
+use crate::types::{ClusterId, DirectoryId, NodeEpoch};
 
 pub struct Folder {
     pub disk: SimDisk,
     pub directory: DirectoryId,
     pub cluster: Option<ClusterId>,
     pub id: Option<u32>,
+    pub node_epoch: Option<NodeEpoch>,
     /// Full, or about to fail.
     pub failing: bool,
     /// The partitions' logs, while no process has them open.
@@ -51,7 +52,8 @@ impl World {
     pub fn new_folder(&mut self) -> usize {
         let disk = SimDisk::new(self.rng.next());
         let directory = DirectoryId(self.rng.uuid());
-        self.folders.push(Folder { disk, directory, cluster: None, id: None, failing: false, logs: BTreeMap::new() });
+        let (cluster, id, node_epoch, logs) = (None, None, None, BTreeMap::new());
+        self.folders.push(Folder { disk, directory, cluster, id, node_epoch, failing: false, logs });
         self.folders.len() - 1
     }
 
@@ -68,7 +70,7 @@ impl World {
     /// All that a running process sees of a folder, on another disk.
     pub fn copy_folder(&mut self, from: usize) -> usize {
         let disk = SimDisk::new(self.rng.next());
-        let Folder { disk: old, directory, cluster, id, .. } = &self.folders[from];
+        let Folder { disk: old, directory, cluster, id, node_epoch, .. } = &self.folders[from];
         let copied = |path: &std::path::PathBuf| -> std::io::Result<()> {
             let mut file = disk.create(path)?;
             file.append(&old.contents(path).unwrap_or_default())?;
@@ -82,7 +84,8 @@ impl World {
             let open = node.into_iter().flat_map(|node| node.replicas.engine.held());
             logs.extend(open.map(|(place, log, _)| (place, log.clone())));
         }
-        let folder = Folder { disk, directory: *directory, cluster: *cluster, id: *id, failing: false, logs };
+        let (directory, cluster, id, node_epoch) = (*directory, *cluster, *id, *node_epoch);
+        let folder = Folder { disk, directory, cluster, id, node_epoch, failing: false, logs };
         self.folders.push(folder);
         self.folders.len() - 1
     }

@@ -60,6 +60,8 @@ impl World {
             incarnation: self.hosts[proc].incarnation,
             storage: folder.id.or(wanted).map(StorageId),
             cluster: folder.cluster,
+            preferred: None,
+            node_epoch: folder.node_epoch,
             rack: None,
         };
         let settings = Settings {
@@ -156,8 +158,9 @@ impl World {
     fn carry_out_for_node(&mut self, proc: Proc, effect: Effect) {
         let life = self.hosts[proc].life;
         match effect {
-            Effect::Bind { cluster, storage } => {
+            Effect::Bind { cluster, storage, node_epoch } => {
                 let folder = self.hosts[proc].folder;
+                self.folders[folder].node_epoch = Some(node_epoch);
                 if !self.folders[folder].bind(cluster, storage.0) {
                     self.end(proc, Some(SECOND));
                 }

@@ -71,6 +71,11 @@ uuid_id! {
     /// A node's data directory, made with it. A node *is* its directory: the same id with another directory is another node.
     DirectoryId
 }
+impl DirectoryId {
+    /// No directory's: what waits for it waits in vain.
+    pub const NOBODY: Self = Self(Uuid::nil());
+}
+
 uuid_id! {
     /// One lifetime of one process.
     IncarnationId

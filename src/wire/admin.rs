@@ -119,10 +119,23 @@ pub struct TopicNamed {
     pub terms: Terms,
 }
 
-/// A request with nothing to say: `topic.list`, `metadata.show`.
+/// `topic.list`. What does not fit one answer is asked for with `from`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Nothing {}
+pub struct TopicsFrom {
+    /// The first name that is wanted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub from: String,
+}
+
+/// `metadata.show`. What does not fit one answer is asked for with `from`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LinesFrom {
+    /// The number of the first line that is wanted.
+    #[serde(default)]
+    pub from: u64,
+}
 
 /// What became of a change.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -143,6 +156,21 @@ pub struct Changed {
 pub struct TopicList {
     pub version: Version,
     pub topics: Vec<TopicSummary>,
+    /// The name to go on from, where not all of them fit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// The metadata as of a version, or some lines of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MetadataShown {
+    pub version: Version,
+    /// Those of a snapshot.
+    pub lines: Vec<serde_json::Value>,
+    /// The line to go on from, where not all of them fit. Only lines of one version belong together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -197,6 +225,12 @@ pub struct NodeRegister {
     pub storage: Option<StorageId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rack: Option<String>,
+    /// The id that it would have where it wants none: given where services.json lists it and it is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preferred: Option<StorageId>,
+    /// The last node epoch that its directory knows: of an older copy of it, it is an older one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_epoch: Option<NodeEpoch>,
     /// What it has applied.
     #[serde(default)]
     pub position: Position,

@@ -105,6 +105,8 @@ fn core(id: u32) -> StorageCore {
         incarnation: IncarnationId(Uuid::new_v4()),
         storage: Some(StorageId(id)),
         cluster: None,
+        preferred: None,
+        node_epoch: None,
         rack: None,
     };
     let settings = Settings { jitter_seed: u64::from(id), request_timeout: PATIENCE, ..Settings::default() };

@@ -159,6 +159,8 @@ async fn register(rig: &Rig, client: Client, subject: String, cluster: ClusterId
         incarnation,
         storage: None,
         rack: None,
+        preferred: None,
+        node_epoch: None,
         position: Position::default(),
         connection: connection.clone(),
     };

@@ -57,7 +57,7 @@ mod tests {
 NAME    PARTITIONS  REPLICAS  LEADERLESS  UNDER-REPLICATED
 orders          12         3           0                 4
 ";
-        assert_eq!(table(&TopicList { version: Version(7), topics: vec![topic] }, 80), wanted);
-        assert!(table(&TopicList { version: Version(7), topics: vec![] }, 80).contains("topic create"));
+        assert_eq!(table(&TopicList { version: Version(7), topics: vec![topic], next: None }, 80), wanted);
+        assert!(table(&TopicList { version: Version(7), topics: vec![], next: None }, 80).contains("topic create"));
     }
 }

@@ -320,6 +320,7 @@ impl Controller {
             Ok(Offered::Known | Offered::Part) => {}
             Ok(Offered::Void(reason)) => {
                 self.complain("void entry", || format!("version {version} of the history is void: {reason}"));
+                self.probe.void = Some((version, payload.clone()));
                 self.out.push(Effect::PersistSkip(self.history.position()));
             }
             Ok(Offered::Change(change)) => self.on_change(Arc::from(change)),

@@ -116,13 +116,17 @@ pub(super) struct Probe {
     loading: bool,
     /// Where the stream was last seen to end: up to there, versions were given out.
     pub(super) head: Version,
+    /// The stream was looked at since the connection was made. What comes of it before that proves nothing.
+    looked: bool,
     /// Our own last message, as long as it was not seen to be the stream's too.
-    unproved: Option<Version>,
+    unproved: Option<(Version, Bytes)>,
+    /// The last message that counted for nothing. It took a version, so another one in its place is another history too.
+    pub(super) void: Option<(Version, Bytes)>,
 }
 
 impl Probe {
     pub(super) fn reset(&mut self) {
-        *self = Self { head: self.head, ..Self::default() };
+        *self = Self { head: self.head, void: self.void.take(), ..Self::default() };
     }
 
     pub(super) fn due(&self) -> Option<Monotonic> {
@@ -334,11 +338,14 @@ impl Controller {
 
     fn begin_to_follow(&mut self, last: Version) {
         let seen = self.history.seen();
-        let own = self.tail.last().and_then(|change| change.messages.last()).map(|message| message.version);
+        self.probe.looked = true;
         // What stands there must be what we have; see `compare_forked`. Where no answer comes, it is asked for again with
         // the head.
-        self.probe.unproved = own.filter(|_| self.history.position().version > Version::ZERO);
-        if let Some(version) = self.probe.unproved {
+        if self.probe.unproved.is_none() {
+            let own = self.own_last().map(|(version, payload)| (version, payload.clone()));
+            self.probe.unproved = own.filter(|_| self.history.position().version > Version::ZERO);
+        }
+        if let Some((version, _)) = self.probe.unproved {
             self.out.push(Effect::Read { version });
         }
         self.probe.catch_up = (seen < last).then_some(last);
@@ -346,13 +353,21 @@ impl Controller {
         self.caught_up();
     }
 
-    /// True where the read was about our own last change. A stream that has something else there is another history.
+    /// The last message that this controller has, be it void.
+    fn own_last(&self) -> Option<(Version, &Bytes)> {
+        let change = self.tail.last().and_then(|change| change.messages.last());
+        let change = change.map(|message| (message.version, &message.payload));
+        let void = self.probe.void.as_ref().filter(|(version, _)| *version == self.history.seen());
+        void.map(|(version, payload)| (*version, payload)).or(change)
+    }
+
+    /// True where the read was about our own last message. A stream that has something else there is another history.
     pub(super) fn compare_forked(&mut self, version: Version, result: &Result<Option<Bytes>, ()>) -> bool {
-        let own = self.tail.last().and_then(|change| change.messages.last());
-        let Some(own) = own.filter(|message| message.version == version) else { return false };
+        let own = self.probe.unproved.as_ref().filter(|(own, _)| *own == version).map(|(_, payload)| payload);
+        let Some(own) = own else { return false };
         match result {
             Err(()) => {}
-            Ok(Some(payload)) if *payload != own.payload => {
+            Ok(Some(payload)) if payload != own => {
                 self.halt(format!(
                     "version {version} in its stream is not what this controller has: the history is forked. Where the others go on with it, move this controller's data directory away and start it again: it takes theirs"
                 ));
@@ -367,7 +382,8 @@ impl Controller {
     }
 
     pub(super) fn on_entry(&mut self, version: Version, payload: &Bytes) {
-        if self.probe.loading {
+        // What was on its way before this connection comes again, once it is known that the stream is still ours.
+        if self.probe.loading || (self.role == Role::Starting && !self.probe.looked) {
             return;
         }
         let under_way = self.in_flight.as_ref().is_some() && version == self.history.seen().next();
@@ -385,6 +401,7 @@ impl Controller {
         }
         self.probe.catch_up = None;
         match self.role {
+            Role::Starting if !self.probe.looked => {}
             Role::Starting if self.connection.is_some() && (self.image().is_some() || self.may_found()) => {
                 self.role = Role::Standby;
                 self.log(

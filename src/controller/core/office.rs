@@ -97,6 +97,7 @@ impl Controller {
         self.resign("the connection to NATS is lost");
         self.in_flight = None;
         self.lease.let_go();
+        self.probe.reset();
         if self.role == Role::Standby {
             self.role = Role::Starting;
         }

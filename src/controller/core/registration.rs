@@ -10,7 +10,7 @@ use super::append::Purpose;
 use super::{Controller, Token};
 use crate::metadata::rules::registration::{Asked, Registering};
 use crate::metadata::{Image, NodeState, Record};
-use crate::types::{ClusterId, ControllerId, Monotonic, StorageId};
+use crate::types::{ClusterId, ControllerId, Monotonic, StorageId, Version};
 use crate::wire::admin::NodeRegister;
 use crate::wire::{Code, WireError};
 
@@ -68,7 +68,8 @@ impl Controller {
         }
         // Who wants a certain id has the first choice.
         weighed.sort_by_key(|(_, request)| request.storage.is_none());
-        let Some((records, outcomes)) = self.image().map(|image| self.decide_registrations(image, &weighed)) else {
+        let Some((records, set_back, outcomes)) = self.image().map(|image| self.decide_registrations(image, &weighed))
+        else {
             return false;
         };
         let mut replies = Vec::with_capacity(weighed.len());
@@ -89,6 +90,15 @@ impl Controller {
         let cause = match &weighed[..] {
             [(_, one)] => format!("{} registered incarnation {}", super::liveness::names(&ids), one.incarnation),
             _ => format!("{} registered", super::liveness::names(&ids)),
+        };
+        let cause = match super::liveness::names(&set_back) {
+            _ if set_back.is_empty() => cause,
+            names => {
+                self.complain(&format!("set back {names}"), || {
+                    format!("the data of {names} is older than what it had: it counts as lost and is copied anew from others; what nobody else had waits until its topic allows an unclean election")
+                });
+                format!("{cause}; older data than before: {names}")
+            }
         };
         self.append(records, cause.into(), None, Purpose::Replies(replies));
         true
@@ -133,16 +143,19 @@ impl Controller {
         Err(WireError::new(Code::Busy, words))
     }
 
-    /// The records, and for each request the id that it gets.
+    /// The records, whose data was set back, and for each request the id that it gets.
     fn decide_registrations(
         &self,
         image: &Image,
         requests: &[(Token, NodeRegister)],
-    ) -> (Vec<Record>, Vec<Result<StorageId, WireError>>) {
+    ) -> (Vec<Record>, BTreeSet<StorageId>, Vec<Result<StorageId, WireError>>) {
         let mut registering = Registering::new(image, &self.services.storage);
         let outcome = |(_, request): &(Token, NodeRegister)| {
             let asked = Asked {
                 wanted: request.storage,
+                preferred: request.preferred,
+                // What is applied may have been pushed before this incarnation asked; its own epochs are written by it alone.
+                knows: request.node_epoch.map_or(request.position.version, |epoch| Version(epoch.0)),
                 directory: request.directory,
                 incarnation: request.incarnation,
                 rack: request.rack.as_deref().map(Arc::from),
@@ -155,10 +168,11 @@ impl Controller {
         };
         let outcomes = requests.iter().map(outcome).collect();
         let newcomers: Vec<_> = registering.newcomers().collect();
+        let set_back = registering.set_back().collect();
         let mut records = registering.records();
         // Paired at once, so that what they are told first is whom they belong to.
         records.extend(self.first_pairings(image, newcomers));
-        (records, outcomes)
+        (records, set_back, outcomes)
     }
 
     /// With the file's controller if it lives, else with the one that has the fewest nodes.

@@ -1,6 +1,8 @@
 //! Answers to people who look: topics, nodes, and how the cluster does. Versions come from acknowledgements, counts from the
 //! metadata, neither from a heartbeat that may be old.
 
+use std::ops::Bound;
+
 use serde::Serialize;
 
 use super::office::Role;
@@ -8,8 +10,8 @@ use super::{Controller, Token};
 use crate::metadata::{Image, NodeState, StorageNode, Topic};
 use crate::types::{PartitionId, StorageId, Version};
 use crate::wire::admin::{
-    ActiveController, ClusterStatus, MetadataServiceStatus, NodeDescription, NodeList, PartitionDescription,
-    TopicDescription, TopicList, TopicSummary,
+    ActiveController, ClusterStatus, MetadataServiceStatus, MetadataShown, NodeDescription, NodeList,
+    PartitionDescription, TopicDescription, TopicList, TopicSummary,
 };
 use crate::wire::{Code, WireError, admin};
 
@@ -17,9 +19,12 @@ use crate::wire::{Code, WireError, admin};
 const NAMED: usize = 100;
 
 impl Controller {
-    pub(super) fn list_topics(&self, image: &Image) -> TopicList {
-        let topics = image.names.values().filter_map(|id| image.topics.get(id)).map(|topic| summarise(topic)).collect();
-        TopicList { version: self.history.position().version, topics }
+    pub(super) fn list_topics(&self, image: &Image, from: &str) -> TopicList {
+        let mut list = TopicList { version: self.history.position().version, topics: Vec::new(), next: None };
+        let wanted = image.names.range::<str, _>((Bound::Included(from), Bound::Unbounded));
+        let topics = wanted.filter_map(|(_, id)| image.topics.get(id)).map(|topic| summarise(topic));
+        (list.topics, list.next) = page(self.room_beside(&list), topics, |topic| topic.name.clone());
+        list
     }
 
     pub(super) fn describe_topic(
@@ -100,8 +105,8 @@ impl Controller {
 
     /// The bytes that a message has for what is listed in an answer.
     fn room_beside<T: Serialize>(&self, rest: &T) -> usize {
-        /// For the field that says where to go on.
-        const NEXT: usize = 64;
+        /// For the field that says where to go on: the longest is a topic's name.
+        const NEXT: usize = 300;
         self.settings.message_limit.saturating_sub(admin::encode(rest).len() + NEXT)
     }
 
@@ -194,7 +199,6 @@ impl Controller {
 
     /// Answers what only reads. False where the verb is another.
     pub(super) fn read(&mut self, noun: &str, verb: &str, payload: &[u8], token: Token) -> bool {
-        let nothing = || admin::decode::<admin::Nothing>(payload);
         let nodes = || admin::decode::<admin::NodesFrom>(payload);
         let Some(image) = self.history.image() else {
             if (noun, verb) == ("cluster", "status") {
@@ -205,7 +209,8 @@ impl Controller {
             return false;
         };
         let answer = match (noun, verb) {
-            ("topic", "list") => nothing().map(|_| admin::encode(&self.list_topics(image))),
+            ("topic", "list") => admin::decode::<admin::TopicsFrom>(payload)
+                .map(|asked| admin::encode(&self.list_topics(image, &asked.from))),
             ("topic", "describe") => admin::decode::<admin::TopicDescribe>(payload)
                 .and_then(|asked| self.describe_topic(image, &asked.name, asked.from))
                 .map(|found| admin::encode(&found)),
@@ -214,7 +219,9 @@ impl Controller {
                 .and_then(|asked| self.describe_one_node(image, asked.id))
                 .map(|found| admin::encode(&found)),
             ("cluster", "status") => nodes().map(|asked| admin::encode(&self.cluster_status(asked.from))),
-            ("metadata", "show") => nothing().and_then(|_| self.show(image)),
+            ("metadata", "show") => admin::decode::<admin::LinesFrom>(payload)
+                .and_then(|asked| self.show(image, asked.from))
+                .map(|shown| admin::encode(&shown)),
             _ => return false,
         };
         match answer {
@@ -225,17 +232,14 @@ impl Controller {
     }
 
     /// The image, in the lines of a snapshot.
-    fn show(&self, image: &Image) -> Result<String, WireError> {
-        let mut lines = Vec::new();
+    fn show(&self, image: &Image, from: u64) -> Result<MetadataShown, WireError> {
+        let position = self.history.position();
+        let mut shown = MetadataShown { version: position.version, lines: Vec::new(), next: None };
+        let (from, room) = (usize::try_from(from).unwrap_or(usize::MAX), self.room_beside(&shown));
         let failed = |error: crate::metadata::SnapshotError| WireError::new(Code::InvalidState, error.to_string());
-        crate::metadata::write_snapshot(image, self.history.position(), &mut lines).map_err(failed)?;
-        if lines.len() > self.settings.message_limit {
-            let words = "the metadata does not fit one message: read it with `nats object get`, or topic by topic";
-            return Err(WireError::new(Code::MessageTooLarge, words));
-        }
-        let parsed: Result<Vec<serde_json::Value>, _> =
-            lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(serde_json::from_slice).collect();
-        parsed.map(|lines| admin::encode(&lines)).map_err(|error| WireError::malformed(&error))
+        let (lines, next) = crate::metadata::show_lines(image, position, from, room).map_err(failed)?;
+        (shown.lines, shown.next) = (lines, next.map(|next| next as u64));
+        Ok(shown)
     }
 }
 

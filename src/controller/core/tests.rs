@@ -252,6 +252,8 @@ impl Rig {
             incarnation: IncarnationId(Uuid::from_u128(200 + u128::from(id))),
             storage: Some(StorageId(id)),
             rack: None,
+            preferred: None,
+            node_epoch: None,
             position: Position::default(),
             connection: connection(10 + u64::from(id)),
         };
@@ -672,6 +674,8 @@ impl Rig {
             incarnation: IncarnationId(Uuid::from_u128(6_000 + u128::from(number))),
             storage: storage.map(StorageId),
             rack: None,
+            preferred: None,
+            node_epoch: None,
             position: Position::default(),
             connection: connection(10),
         }
@@ -789,6 +793,118 @@ fn what_does_not_fit_one_answer_is_answered_in_several_each_of_which_says_where_
         assert_eq!(nodes, (0..20).collect::<Vec<_>>());
         assert!(answers > 3, "{answers} answers");
     }
+}
+
+#[test]
+fn a_node_on_an_older_copy_of_its_directory_leaves_the_in_sync_replicas_of_which_others_remain() {
+    let mut rig = Rig::with_nodes();
+    rig.create("orders");
+    let registration = |rig: &Rig, incarnation: u128, node_epoch| NodeRegister {
+        cluster: None,
+        directory: rig.node(1).directory.unwrap(),
+        incarnation: IncarnationId(Uuid::from_u128(incarnation)),
+        storage: Some(StorageId(1)),
+        rack: None,
+        preferred: None,
+        node_epoch: Some(node_epoch),
+        position: rig.core.history().position(),
+        connection: connection(11),
+    };
+    let knows = rig.node(1).epoch;
+    rig.pass(Duration::from_secs(60));
+    let isr = |rig: &Rig| {
+        let image = rig.core.history().image().unwrap();
+        image.topic("orders").unwrap().partitions.first().unwrap().isr().collect::<Vec<_>>()
+    };
+    let before = isr(&rig);
+    assert!(before.len() > 1 && before.contains(&StorageId(1)), "all were fenced at once: {before:?}");
+    let request = registration(&rig, 900, NodeEpoch(knows.0));
+    let token = rig.admin("node", "register", admin::encode(&request));
+    assert!(rig.answer(token).unwrap().is_ok());
+    assert_eq!(isr(&rig), before, "it has what it had");
+    rig.pass(Duration::from_secs(60));
+    let request = registration(&rig, 901, NodeEpoch(knows.0 - 1));
+    let token = rig.admin("node", "register", admin::encode(&request));
+    assert!(rig.answer(token).unwrap().is_ok());
+    let others: Vec<_> = before.into_iter().filter(|node| *node != StorageId(1)).collect();
+    assert_eq!(isr(&rig), others, "whatever it has applied meanwhile");
+}
+
+#[test]
+fn another_message_in_the_place_of_a_void_one_is_another_history_too() {
+    for other in [None, Some(Bytes::from_static(b"something else"))] {
+        let mut rig = Rig::active();
+        let stranger = Bytes::from_static(b"a stranger's");
+        rig.stream.push(stranger.clone());
+        let version = Version(rig.stream.len() as u64);
+        rig.feed(Input::Entry { version, payload: stranger });
+        assert_eq!(rig.core.history.seen(), version);
+        rig.feed(Input::Disconnected);
+        let forks = other.is_some();
+        if let Some(other) = other {
+            *rig.stream.last_mut().unwrap() = other;
+        }
+        rig.feed(Input::Connected(connection(2)));
+        rig.pass(Duration::from_secs(1));
+        assert_eq!(matches!(rig.core.role, office::Role::Halted { .. }), forks);
+    }
+}
+
+#[test]
+fn what_comes_of_a_stream_that_was_not_looked_at_yet_does_not_hide_that_it_is_another() {
+    let mut rig = Rig::with_nodes();
+    rig.feed(Input::Disconnected);
+    *rig.stream.last_mut().unwrap() = Bytes::from_static(b"another's");
+    rig.stream.push(Bytes::from_static(b"on top of it"));
+    let (version, payload) = (Version(rig.stream.len() as u64), rig.stream.last().unwrap().clone());
+    rig.feed(Input::Entry { version, payload });
+    rig.feed(Input::Connected(connection(2)));
+    rig.pass(Duration::from_secs(1));
+    assert!(matches!(rig.core.role, office::Role::Halted { .. }), "{:?}", rig.core.role);
+}
+
+#[test]
+fn topics_and_metadata_that_do_not_fit_one_answer_are_answered_in_several() {
+    const LIMIT: usize = 20_000;
+    let mut rig = Rig::active();
+    (0..3).for_each(|id| rig.register(id));
+    rig.pass(Duration::from_millis(100));
+    (0..3).for_each(|id| drop(rig.heartbeat(id, 10 + u64::from(id), 1)));
+    rig.pass(Duration::from_millis(100));
+    let long = "t".repeat(240);
+    let names: Vec<String> = (100..250).map(|number| format!("{long}{number}")).collect();
+    for name in &names {
+        rig.admin("topic", "create", format!(r#"{{"name":"{name}","partitions":2}}"#));
+    }
+    rig.admin("topic", "create", r#"{"name":"wide","partitions":2000}"#.into());
+    rig.feed(Input::MessageLimit(LIMIT));
+    let mut ask = |noun: &str, verb: &str, list: &str| {
+        let (mut all, mut answers, mut request) = (Vec::new(), 0, serde_json::json!({}));
+        loop {
+            let token = rig.admin(noun, verb, request.to_string());
+            let answer = rig.answer(token).unwrap().clone().unwrap();
+            assert!(answer.len() <= LIMIT, "{} bytes", answer.len());
+            let mut answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+            all.append(answer[list].as_array_mut().unwrap());
+            answers += 1;
+            match answer.get("next") {
+                Some(next) => request["from"] = next.clone(),
+                None => return (all, answers),
+            }
+        }
+    };
+    let (topics, answers) = ask("topic", "list", "topics");
+    let listed: Vec<_> = topics.iter().map(|topic| topic["name"].as_str().unwrap()).collect();
+    assert_eq!(listed, names.iter().map(String::as_str).chain(["wide"]).collect::<Vec<_>>());
+    assert!(answers > 2, "{answers} answers");
+    let (lines, answers) = ask("metadata", "show", "lines");
+    assert!(answers > 2, "{answers} answers");
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let (image, position) = crate::metadata::read_snapshot(&mut text.as_bytes()).unwrap();
+    assert_eq!((&image, position), (rig.core.image().unwrap(), rig.core.history.position()));
+    let token = rig.admin("metadata", "show", r#"{"from":18446744073709551615}"#.into());
+    let beyond: serde_json::Value = serde_json::from_slice(&rig.answer(token).unwrap().clone().unwrap()).unwrap();
+    assert_eq!(beyond["lines"], serde_json::json!([]));
 }
 
 #[test]
@@ -1128,16 +1244,17 @@ fn who_lost_a_leadership_before_it_was_first_heard_gets_no_lease_before_it_knows
     rig.heartbeat(0, 79, 5);
     assert_eq!(rig.node(0).state, NodeState::Active);
     let mut other = Rig::new();
-    other.stream = rig.stream.clone();
+    other.stream = rig.stream[..before.version.0 as usize].to_vec();
     let me = Identity { incarnation: IncarnationId(Uuid::from_u128(9)), ..rig.core.me };
     other.core = Controller::new(me, settings(), followed, None);
+    other.feed(Input::Connected(connection(7)));
+    other.stream = rig.stream.clone();
     for (version, payload) in
         (1..).map(Version).zip(rig.stream.clone()).filter(|(version, _)| *version > before.version)
     {
         other.feed(Input::Entry { version, payload });
     }
     other.feed(Input::LeaseFree);
-    other.feed(Input::Connected(connection(7)));
     other.pass(Duration::from_millis(100));
     assert_eq!(other.core.role(), ControllerRole::Active);
     assert_eq!(other.heartbeat_at(0, 80, 6, before).unwrap().lease_ms, 0);

@@ -19,22 +19,44 @@ pub(super) const REPLICAS_PER_RECORD: usize = 2_000;
 pub struct Standing<'a> {
     image: &'a Image,
     changed: BTreeMap<StorageId, NodeState>,
-    lost: Option<(StorageId, DirectoryId)>,
+    lost: BTreeMap<StorageId, Lost>,
+}
+
+/// What a node's directory held is gone.
+#[derive(Clone, Copy)]
+struct Lost {
+    directory: DirectoryId,
+    /// Which directory's return would bring it back.
+    returns: DirectoryId,
 }
 
 impl<'a> Standing<'a> {
     /// As they stand now.
     pub fn now(image: &'a Image) -> Self {
-        Self { image, changed: BTreeMap::new(), lost: None }
+        Self { image, changed: BTreeMap::new(), lost: BTreeMap::new() }
     }
 
     pub(super) fn with(image: &'a Image, nodes: &[StorageId], state: NodeState) -> Self {
-        Self { image, changed: nodes.iter().map(|node| (*node, state)).collect(), lost: None }
+        Self { image, changed: nodes.iter().map(|node| (*node, state)).collect(), lost: BTreeMap::new() }
     }
 
     /// The node is fenced, and what its directory held is gone.
     pub(super) fn without(image: &'a Image, node: StorageId, directory: DirectoryId) -> Self {
-        Self { lost: Some((node, directory)), ..Self::with(image, &[node], NodeState::Fenced) }
+        let lost = Lost { directory, returns: directory };
+        Self { lost: BTreeMap::from([(node, lost)]), ..Self::with(image, &[node], NodeState::Fenced) }
+    }
+
+    /// All these nodes are fenced, and the directories of some were set back to an earlier state: no directory's return brings
+    /// back what these held.
+    pub(super) fn restarted(
+        image: &'a Image,
+        nodes: &[StorageId],
+        set_back: &BTreeMap<StorageId, DirectoryId>,
+    ) -> Self {
+        let lost = |(node, directory): (&StorageId, &DirectoryId)| {
+            (*node, Lost { directory: *directory, returns: DirectoryId::NOBODY })
+        };
+        Self { lost: set_back.iter().map(lost).collect(), ..Self::with(image, nodes, NodeState::Fenced) }
     }
 
     fn state(&self, node: StorageId) -> NodeState {
@@ -43,7 +65,7 @@ impl<'a> Standing<'a> {
     }
 
     fn has_lost(&self, node: StorageId) -> bool {
-        self.lost.is_some_and(|(lost, _)| lost == node)
+        self.lost.contains_key(&node)
     }
 }
 
@@ -86,10 +108,13 @@ pub fn elect(
     // What a leader before it had not recovered, it has to recover as well.
     let is_unclean = clean.is_none() && leader.is_some();
     let isr = if isr.is_empty() { before.clone() } else { isr };
-    let waits = match standing.lost {
-        Some((lost, directory)) if leader.is_none() && isr[..] == [lost] && waits_for.is_none() => Some(directory),
+    let waits = match isr.first().and_then(|first| standing.lost.get(first)) {
+        Some(lost) if leader.is_none() && isr.iter().all(|node| standing.has_lost(*node)) => {
+            Some(lost.returns).filter(|_| waits_for.is_none_or(|wanted| wanted == lost.directory))
+        }
         Some(_) | None => None,
     };
+    let waits = waits.filter(|directory| waits_for != Some(*directory));
     let change = PartitionChange {
         partition: number,
         leader: (leader != partition.leader).then_some(leader),

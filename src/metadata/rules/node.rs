@@ -2,7 +2,7 @@
 //!
 //! Fencing and unfencing take many nodes at once, so that they are one batch of changes. None of it knows why a node is fenced.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::election::{NodeSet, Standing, elect_where};
 use crate::metadata::{Image, NodeState, Record, StorageNode};
@@ -39,15 +39,26 @@ pub enum NodeError {
 
 /// Fences nodes, all at once: they leave the in-sync replicas where another member remains, and lead nothing.
 pub fn fence(image: &Image, nodes: &BTreeSet<StorageId>) -> Vec<Record> {
+    restart(image, nodes, &BTreeMap::new())
+}
+
+/// Fences nodes that have begun anew. Some of them in directories that were set back: these leave the in-sync replicas also where
+/// no other member works, and what was theirs alone waits.
+pub(super) fn restart(
+    image: &Image,
+    nodes: &BTreeSet<StorageId>,
+    set_back: &BTreeMap<StorageId, DirectoryId>,
+) -> Vec<Record> {
     let fenced = in_state(image, nodes, |state| state.serves());
     let mut records = state_changes(image, &fenced, NodeState::Fenced);
     #[cfg(test)]
     if crate::simulator::planted(crate::simulator::Bug::FencedLeads) {
         return records;
     }
-    if fenced.iter().any(|node| image.storage[node].replicas > 0) {
-        let set = NodeSet::new(fenced.iter().copied());
-        let standing = Standing::with(image, &fenced, NodeState::Fenced);
+    let concerned: BTreeSet<_> = fenced.iter().chain(set_back.keys()).copied().collect();
+    if concerned.iter().any(|node| image.storage[node].replicas > 0) {
+        let set = NodeSet::new(concerned.iter().copied());
+        let standing = Standing::restarted(image, &Vec::from_iter(concerned), set_back);
         records.extend(elect_where(image, &standing, |_, partition| partition.isr().any(|node| set.contains(node))));
     }
     records

@@ -151,13 +151,16 @@ impl World {
         running.or_else(|| self.folders[self.hosts[proc].folder].logs.get(&place))
     }
 
-    /// Who has the directory that the metadata names.
+    /// Who has the directory that the metadata names: of a directory and its copy, the one that is registered.
     fn holder(&self, image: &Image, storage: StorageId) -> Option<Proc> {
-        let directory = image.storage.get(&storage)?.directory?;
-        (CONTROLLERS..=COPY).find(|proc| {
+        let node = image.storage.get(&storage)?;
+        let directory = node.directory?;
+        let holders = (CONTROLLERS..=COPY).filter(|proc| {
             let folder = &self.folders[self.hosts[*proc].folder];
             folder.directory == directory && folder.id == Some(storage.0)
-        })
+        });
+        let is_registered = |proc: &Proc| self.hosts[*proc].up && self.hosts[*proc].incarnation == node.incarnation;
+        holders.clone().find(is_registered).or_else(|| holders.clone().next())
     }
 
     /// After every event of a node's replicas.

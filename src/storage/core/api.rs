@@ -23,6 +23,10 @@ pub struct Identity {
     pub storage: Option<StorageId>,
     /// The cluster that the directory is bound to. None: it never joined one, and `storage` is a wish.
     pub cluster: Option<ClusterId>,
+    /// The id that it would have where `storage` is none, if services.json lists it.
+    pub preferred: Option<StorageId>,
+    /// The last node epoch that the directory was given.
+    pub node_epoch: Option<NodeEpoch>,
     pub rack: Option<Arc<str>>,
 }
 
@@ -261,10 +265,11 @@ pub enum Level {
 
 #[derive(Clone, PartialEq, Debug)]
 pub enum Effect {
-    /// Write into the data directory which node of which cluster this is, before any later effect.
+    /// Write into the data directory which node of which cluster this is, and its epoch, before any later effect.
     Bind {
         cluster: ClusterId,
         storage: StorageId,
+        node_epoch: NodeEpoch,
     },
     /// Subscribe to this node's push subject, unless it is already, then say [`Input::Subscribed`].
     Subscribe {

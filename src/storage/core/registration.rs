@@ -70,6 +70,8 @@ impl StorageCore {
             incarnation: self.identity.incarnation,
             storage: self.identity.storage,
             rack: self.identity.rack.as_deref().map(str::to_owned),
+            preferred: self.identity.preferred.filter(|_| self.identity.storage.is_none()),
+            node_epoch: self.identity.node_epoch,
             position: self.disk.position,
             connection,
         };
@@ -160,7 +162,11 @@ impl StorageCore {
         if self.identity.cluster.is_none() {
             self.identity.cluster = Some(registered.cluster);
             self.identity.storage = Some(registered.storage);
-            out.push(Effect::Bind { cluster: registered.cluster, storage: registered.storage });
+        }
+        let NodeRegistered { cluster, storage, node_epoch, .. } = *registered;
+        if self.identity.node_epoch != Some(node_epoch) {
+            self.identity.node_epoch = Some(node_epoch);
+            out.push(Effect::Bind { cluster, storage, node_epoch });
         }
         self.registration.retry.reset();
         self.registration.node_epoch = Some(registered.node_epoch);

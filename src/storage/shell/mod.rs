@@ -140,6 +140,7 @@ impl Shell {
         let opened = opened.map_err(|error| ProcessError::Ended(format!("opening the directory: {error}")))?;
         let (directory, store, history) = opened?;
         let known = directory.identity().clone();
+        let preferred = directory.number_in_root().map(StorageId);
         let bound = known.id.map(StorageId);
         if let (Some(bound), Some(asked)) = (bound, id)
             && bound != asked
@@ -161,6 +162,8 @@ impl Shell {
             incarnation: IncarnationId(incarnation),
             storage,
             cluster: known.cluster_id,
+            preferred,
+            node_epoch: known.node_epoch,
             rack,
         };
         tracing::info!(directory = %directory.path().display(), id = %identity.directory, "a storage node starts");
@@ -338,8 +341,9 @@ impl Shell {
 
     async fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Bind { cluster, storage } => {
-                if let Err(error) = self.directory.bind(cluster, storage.0) {
+            Effect::Bind { cluster, storage, node_epoch } => {
+                let bound = self.directory.bind(cluster, storage.0);
+                if let Err(error) = bound.and_then(|()| self.directory.registered(node_epoch)) {
                     self.ended = Some((error.to_string(), 1));
                 }
             }

@@ -106,6 +106,8 @@ fn a_node_that_comes_back_with_more_than_the_history_stops_the_writes_before_it_
             incarnation: IncarnationId(Uuid::from_u128(777)),
             storage: Some(StorageId(storage)),
             rack: None,
+            preferred: None,
+            node_epoch: None,
             position: more,
             connection: connection(70),
         };

@@ -18,12 +18,39 @@ fn a_new_node_registers_is_bound_subscribes_and_only_then_heartbeats() {
     let [Effect::Register { request, .. }] = &effects[..] else { panic!("{effects:?}") };
     assert_eq!((request.cluster, request.storage, request.position), (None, None, Position::default()));
     let effects = node.register_answered(&Ledger::founded());
-    assert_eq!(effects[0], Effect::Bind { cluster: CLUSTER, storage: ME });
+    assert_eq!(effects[0], Effect::Bind { cluster: CLUSTER, storage: ME, node_epoch: NodeEpoch(2) });
     assert_eq!(effects[1], Effect::Subscribe { storage: ME });
     let first = heartbeat(&effects).unwrap();
     assert_eq!((first.node_epoch, first.wanted), (NodeEpoch(2), WantedState::Starting));
     let effects = node.take(Input::Subscribed(ME));
     assert_eq!(heartbeat(&effects).unwrap().wanted, WantedState::Running);
+}
+
+#[test]
+fn a_node_tells_the_last_epoch_that_its_directory_was_given_and_writes_down_each_new_one() {
+    let ledger = Ledger::with_nodes();
+    let mut node = Node::bound(ledger.history.clone());
+    node.core.identity.node_epoch = Some(NodeEpoch(1));
+    let effects = node.take(Input::Connected(connection(1)));
+    let Some(Effect::Register { request, .. }) = effects.get(1) else { panic!("{effects:?}") };
+    assert_eq!(request.node_epoch, Some(NodeEpoch(1)));
+    let effects = node.register_answered(&ledger);
+    let given = node.core.node_epoch().unwrap();
+    assert_eq!(effects[0], Effect::Bind { cluster: CLUSTER, storage: ME, node_epoch: given });
+    assert_eq!(node.core.identity.node_epoch, Some(given));
+}
+
+#[test]
+fn only_a_node_without_an_id_prefers_one() {
+    let asked = |storage| {
+        let mut node = Node::fresh();
+        node.core.identity.preferred = Some(StorageId(4));
+        node.core.identity.storage = storage;
+        let effects = node.take(Input::Connected(connection(1)));
+        let [Effect::Register { request, .. }] = &effects[..] else { panic!("{effects:?}") };
+        request.preferred
+    };
+    assert_eq!((asked(None), asked(Some(ME))), (Some(StorageId(4)), None));
 }
 
 #[test]

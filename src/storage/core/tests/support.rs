@@ -183,6 +183,8 @@ impl Node {
             incarnation: incarnation(ME),
             storage: Some(ME),
             cluster: Some(CLUSTER),
+            preferred: None,
+            node_epoch: None,
             rack: None,
         };
         let epoch = history.controller_epoch();
