@@ -67,8 +67,7 @@ async fn measure(place: &Place, bench: &str, load: &Load, replicas: u32, rest: &
         // As many bytes, in messages as large as batches, as many at a time, by processes that do nothing else.
         let appenders = Appenders::start(&mut rig, replicas).await?;
         let messages = (load.bytes() / load.batch_size() as u64).max(1);
-        let window = load.in_flight as u64 * u64::from(load.partitions);
-        let (took, all) = appenders.send(messages, load.batch_size(), window).await?;
+        let (took, all) = appenders.send(messages, load.batch_size(), load.window()).await?;
         floors.push(messages as f64 * load.batch_size() as f64 / all.as_secs_f64() / 1e6);
         floor_latency.merge(&took);
         floor_single.merge(&appenders.send(rest.single, load.size as usize, 1).await?.0);

@@ -28,6 +28,9 @@ pub struct Load {
     /// How many partitions they go to
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub partitions: u32,
+    /// Send to all partitions in turn, instead of filling a batch of one after the other as the producer does by itself
+    #[arg(long)]
+    pub spread: bool,
     /// The largest batch [default: the producer's]
     #[arg(long, value_name = "BYTES")]
     batch_size: Option<usize>,
@@ -62,6 +65,12 @@ impl Load {
         self.batch_size.unwrap_or(ProducerConfig::default().batch_size).min(room)
     }
 
+    /// How many batches are unanswered at a time, as far as the producer's memory goes.
+    pub fn window(&self) -> u64 {
+        let room = ProducerConfig::default().buffer_memory / self.batch_size();
+        (self.in_flight as u64 * u64::from(self.partitions)).min(room.max(1) as u64)
+    }
+
     pub fn records(&self) -> u64 {
         self.records
     }
@@ -92,7 +101,9 @@ impl Load {
         let mut waiting: VecDeque<(Instant, Delivery)> = VecDeque::new();
         for number in 0..self.records {
             let value = values[(number % values.len() as u64) as usize].clone();
-            let delivery = producer.send(ProducerRecord::new(topic.clone(), value)).await?;
+            let mut record = ProducerRecord::new(topic.clone(), value);
+            record.partition = self.spread.then(|| (number % u64::from(self.partitions)) as u32);
+            let delivery = producer.send(record).await?;
             if number % SAMPLE == 0 {
                 let at = Instant::now();
                 waiting.push_back((at, delivery));
