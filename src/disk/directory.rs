@@ -179,26 +179,27 @@ impl DataDirectory {
 
     /// Writes down which node of which cluster this is. The same again changes nothing; another is refused.
     pub fn bind(&mut self, cluster: ClusterId, id: u32) -> Result<(), DirectoryError> {
+        self.put(self.bound(cluster, id)?)
+    }
+
+    /// As [`Self::bind`], of a storage node that was registered: with the epoch of its incarnation, before that does anything.
+    pub fn bind_registered(&mut self, cluster: ClusterId, id: u32, epoch: NodeEpoch) -> Result<(), DirectoryError> {
+        self.put(Identity { node_epoch: Some(epoch), ..self.bound(cluster, id)? })
+    }
+
+    fn bound(&self, cluster: ClusterId, id: u32) -> Result<Identity, DirectoryError> {
         let found_cluster = self.identity.cluster_id.unwrap_or(cluster);
         let found_id = self.identity.id.unwrap_or(id);
         if (found_cluster, found_id) != (cluster, id) {
             return Err(DirectoryError::Bound { path: self.path.clone(), found_cluster, found_id, cluster, id });
         }
-        if self.identity.cluster_id.is_some() && self.identity.id.is_some() {
-            return Ok(());
-        }
-        let bound = Identity { cluster_id: Some(cluster), id: Some(id), ..self.identity.clone() };
-        write(&self.path.join(IDENTITY), &bound)?;
-        self.identity = bound;
-        Ok(())
+        Ok(Identity { cluster_id: Some(cluster), id: Some(id), ..self.identity.clone() })
     }
 
-    /// Writes down the epoch of the incarnation that was registered. Before that incarnation does anything.
-    pub fn registered(&mut self, epoch: NodeEpoch) -> Result<(), DirectoryError> {
-        let registered = Identity { node_epoch: Some(epoch), ..self.identity.clone() };
-        if registered != self.identity {
-            write(&self.path.join(IDENTITY), &registered)?;
-            self.identity = registered;
+    fn put(&mut self, identity: Identity) -> Result<(), DirectoryError> {
+        if identity != self.identity {
+            write(&self.path.join(IDENTITY), &identity)?;
+            self.identity = identity;
         }
         Ok(())
     }
@@ -384,7 +385,7 @@ mod tests {
         let after = DataDirectory::open(&path, Role::Storage).unwrap().identity().clone();
         assert_eq!(after, before);
         assert_eq!((after.cluster_id, after.id), (Some(uuid(1)), Some(4)));
-        DataDirectory::open(&path, Role::Storage).unwrap().registered(NodeEpoch(77)).unwrap();
+        DataDirectory::open(&path, Role::Storage).unwrap().bind_registered(uuid(1), 4, NodeEpoch(77)).unwrap();
         assert_eq!(identity_of(&path).unwrap(), Some(Identity { node_epoch: Some(NodeEpoch(77)), ..after }));
         let json = fs::read_to_string(path.join(IDENTITY)).unwrap();
         assert!(json.contains("\"formatVersion\": 1") && json.contains("\"role\": \"storage\""), "{json}");

@@ -202,15 +202,12 @@ impl Accumulator {
         let count = topic.partitions.len() as u32;
         let most = self.config.batch_size.min(limit);
         let mut wake = false;
-        if let Some(number) = topic.sticky
-            && (&record.partition, &record.key) == (&None, &None)
-            && let Some(partition) = topic.partitions.get_mut(number as usize)
-            && partition.open.as_ref().is_some_and(|open| open.builder.size() + bound > most)
-        {
-            // It is as full as it gets: the next one is another partition's.
-            partition.close();
+        let is_free = record.partition.is_none() && record.key.is_none();
+        if let Some(number) = topic.sticky.filter(|number| is_free && !topic.fits(*number, bound, most)) {
+            // The next batch is another partition's.
+            topic.close(number);
             self.dirty.insert((place, number));
-            (wake, topic.sticky) = (true, None);
+            wake = true;
         }
         let number = match (record.partition, &record.key) {
             (Some(partition), _) => partition,
@@ -259,9 +256,7 @@ impl Accumulator {
         let Some(partition) = self.partition(key) else { return };
         let room = partition.lane.has_room(now);
         if partition.open.as_ref().is_some_and(|open| (open.due <= now && room) || open.expires <= now) {
-            partition.close();
-            let sticky = &mut self.topics[key.0].sticky;
-            *sticky = sticky.filter(|partition| *partition != key.1);
+            self.topics[key.0].close(key.1);
         }
     }
 
@@ -286,6 +281,20 @@ impl Topic {
     pub fn new(name: TopicName, id: TopicId, headers: HeaderMap, max_message_bytes: usize, described: Instant) -> Self {
         let partitions = Vec::new();
         Self { name, id, partitions, headers, sticky: None, max_message_bytes, described, is_stale: false }
+    }
+
+    /// Whether a partition's open batch, if there is one, has place for `bound` more bytes of `most`.
+    fn fits(&self, number: PartitionId, bound: usize, most: usize) -> bool {
+        let open = self.partitions.get(number as usize).and_then(|partition| partition.open.as_ref());
+        open.is_none_or(|open| open.builder.size() + bound <= most)
+    }
+
+    /// Closes a partition's open batch: records without a key go elsewhere from there on.
+    fn close(&mut self, number: PartitionId) {
+        if let Some(partition) = self.partitions.get_mut(number as usize) {
+            partition.close();
+        }
+        self.sticky = self.sticky.filter(|sticky| *sticky != number);
     }
 
     fn shell(&self) -> Self {

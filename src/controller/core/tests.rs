@@ -759,6 +759,32 @@ fn who_waits_to_register_is_told_when_the_controller_is_no_longer_active() {
     assert_eq!(rig.registered(waits), Err(Code::NotController));
 }
 
+impl Rig {
+    /// All of a list, in however many answers of at most `limit` bytes, and how many these were.
+    fn ask_all(
+        &mut self,
+        noun: &str,
+        verb: &str,
+        mut request: serde_json::Value,
+        list: &str,
+        limit: usize,
+    ) -> (Vec<serde_json::Value>, usize) {
+        let (mut all, mut answers) = (Vec::new(), 0);
+        loop {
+            let token = self.admin(noun, verb, request.to_string());
+            let answer = self.answer(token).unwrap().clone().unwrap();
+            assert!(answer.len() <= limit, "{} bytes", answer.len());
+            let mut answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+            all.append(answer[list].as_array_mut().unwrap());
+            answers += 1;
+            match answer.get("next") {
+                Some(next) => request["from"] = next.clone(),
+                None => return (all, answers),
+            }
+        }
+    }
+}
+
 #[test]
 fn what_does_not_fit_one_answer_is_answered_in_several_each_of_which_says_where_to_go_on() {
     const LIMIT: usize = 2_000;
@@ -769,20 +795,9 @@ fn what_does_not_fit_one_answer_is_answered_in_several_each_of_which_says_where_
     rig.pass(Duration::from_millis(100));
     rig.admin("topic", "create", r#"{"name":"orders","partitions":50}"#.into());
     rig.feed(Input::MessageLimit(LIMIT));
-    let mut ask = |noun: &str, verb: &str, mut request: serde_json::Value, list: &str, id: &str| {
-        let (mut ids, mut answers) = (Vec::new(), 0);
-        loop {
-            let token = rig.admin(noun, verb, request.to_string());
-            let answer = rig.answer(token).unwrap().clone().unwrap();
-            assert!(answer.len() <= LIMIT, "{} bytes", answer.len());
-            let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
-            ids.extend(answer[list].as_array().unwrap().iter().map(|one| one[id].as_u64().unwrap()));
-            answers += 1;
-            match answer.get("next") {
-                Some(next) => request["from"] = next.clone(),
-                None => return (ids, answers),
-            }
-        }
+    let mut ask = |noun: &str, verb: &str, request: serde_json::Value, list: &str, id: &str| {
+        let (all, answers) = rig.ask_all(noun, verb, request, list, LIMIT);
+        (all.iter().map(|one| one[id].as_u64().unwrap()).collect::<Vec<_>>(), answers)
     };
     let (partitions, answers) =
         ask("topic", "describe", serde_json::json!({ "name": "orders" }), "partitions", "partition");
@@ -878,26 +893,11 @@ fn topics_and_metadata_that_do_not_fit_one_answer_are_answered_in_several() {
     }
     rig.admin("topic", "create", r#"{"name":"wide","partitions":2000}"#.into());
     rig.feed(Input::MessageLimit(LIMIT));
-    let mut ask = |noun: &str, verb: &str, list: &str| {
-        let (mut all, mut answers, mut request) = (Vec::new(), 0, serde_json::json!({}));
-        loop {
-            let token = rig.admin(noun, verb, request.to_string());
-            let answer = rig.answer(token).unwrap().clone().unwrap();
-            assert!(answer.len() <= LIMIT, "{} bytes", answer.len());
-            let mut answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
-            all.append(answer[list].as_array_mut().unwrap());
-            answers += 1;
-            match answer.get("next") {
-                Some(next) => request["from"] = next.clone(),
-                None => return (all, answers),
-            }
-        }
-    };
-    let (topics, answers) = ask("topic", "list", "topics");
+    let (topics, answers) = rig.ask_all("topic", "list", serde_json::json!({}), "topics", LIMIT);
     let listed: Vec<_> = topics.iter().map(|topic| topic["name"].as_str().unwrap()).collect();
     assert_eq!(listed, names.iter().map(String::as_str).chain(["wide"]).collect::<Vec<_>>());
     assert!(answers > 2, "{answers} answers");
-    let (lines, answers) = ask("metadata", "show", "lines");
+    let (lines, answers) = rig.ask_all("metadata", "show", serde_json::json!({}), "lines", LIMIT);
     assert!(answers > 2, "{answers} answers");
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
     let (image, position) = crate::metadata::read_snapshot(&mut text.as_bytes()).unwrap();

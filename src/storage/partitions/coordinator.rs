@@ -37,7 +37,7 @@ pub(in crate::storage) struct Loaded {
 
 impl Worker {
     pub(super) fn is_of_offsets(&self, place: Place) -> bool {
-        self.held.get(&place).is_some_and(|held| held.id.topic.as_str() == OFFSETS_TOPIC)
+        self.id(place).is_some_and(|id| id.topic.as_str() == OFFSETS_TOPIC)
     }
 
     pub(super) async fn commit(&mut self, now: Monotonic, place: Place, commit: Commit, reply: Option<Subject>) {

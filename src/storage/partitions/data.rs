@@ -138,7 +138,7 @@ impl Worker {
                 return;
             }
         };
-        let (Some(reply), Some(id)) = (reply, self.held.get(&place).map(|held| &held.id)) else { return };
+        let (Some(reply), Some(id)) = (reply, self.id(place)) else { return };
         let led = self.led(place);
         let (Some(led), Some(log)) = (led, self.engine.log(place)) else { return };
         let answer = Produced {
@@ -217,7 +217,7 @@ impl Worker {
     pub(super) async fn fetch(&mut self, now: Monotonic, fetch: Fetch) {
         let place = fetch.place;
         let (Some(led), Some(id), Some(log)) =
-            (self.led(place), self.held.get(&place).map(|held| &held.id), self.engine.log(place).map(|log| &log.log))
+            (self.led(place), self.id(place), self.engine.log(place).map(|log| &log.log))
         else {
             return;
         };
@@ -250,7 +250,7 @@ impl Worker {
 
     fn stands(&self, place: Place, led: Led, request: &OffsetsRequest) -> Result<PartitionOffsets, WireError> {
         self.check_topic(place, request.topic_id)?;
-        let (Some(id), Some(log)) = (self.held.get(&place).map(|held| &held.id), self.engine.log(place)) else {
+        let (Some(id), Some(log)) = (self.id(place), self.engine.log(place)) else {
             return Err(WireError::new(Code::NotLeaderOrFollower, "the partition was given up just now"));
         };
         let visible = led.visible.ok_or_else(|| not_yet(id))?;
@@ -261,7 +261,7 @@ impl Worker {
 
     fn delete(&mut self, place: Place, led: Led, request: &DeleteRecords) -> Result<PartitionOffsets, WireError> {
         self.check_topic(place, request.topic_id)?;
-        let Some(id) = self.held.get(&place).map(|held| held.id.clone()) else {
+        let Some(id) = self.id(place).cloned() else {
             return Err(WireError::new(Code::NotLeaderOrFollower, "the partition was given up just now"));
         };
         let visible = led.visible.ok_or_else(|| not_yet(&id))?;

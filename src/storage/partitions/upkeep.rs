@@ -19,6 +19,7 @@ const REMEMBER_EVERY: Duration = Duration::from_secs(10);
 /// How often it is looked for directories that were set aside.
 const STRAYS_EVERY: Duration = Duration::from_secs(60);
 
+#[derive(Default)]
 pub(super) struct Upkeep {
     next_at: Monotonic,
     /// The log that was looked at last.
@@ -37,16 +38,7 @@ pub(super) struct Upkeep {
 impl Upkeep {
     /// `stray_retention`: how long directories of topics are kept that the metadata does not know any more.
     pub(super) fn new(stray_retention: Duration) -> Self {
-        Self {
-            next_at: Monotonic(0),
-            last: None,
-            has_more: false,
-            is_changed: false,
-            remembered_at: Monotonic(0),
-            stray_retention,
-            strays_at: Monotonic(0),
-            going: Vec::new(),
-        }
+        Self { stray_retention, ..Self::default() }
     }
 
     /// For people.

@@ -250,7 +250,7 @@ impl Worker {
             Effect::Dropped { place, error } => self.not_appended(place, &error),
             Effect::AskInSync(wishes) => self.ask_in_sync(wishes),
             Effect::Leads { place, leader_epoch } => {
-                let Some(id) = self.held.get(&place).map(|held| &held.id) else { return };
+                let Some(id) = self.id(place) else { return };
                 tracing::info!(partition = %id, %leader_epoch, "leads");
                 if self.may_lead {
                     self.listen_to_clients(place);
@@ -273,13 +273,18 @@ impl Worker {
         }
     }
 
+    /// The name of a partition that this node holds.
+    pub(super) fn id(&self, place: Place) -> Option<&TopicPartition> {
+        Some(&self.held.get(&place)?.id)
+    }
+
     /// How a partition stands that is led here, while anything may be said of it.
     pub(super) fn led(&self, place: Place) -> Option<Led> {
         self.engine.led(place).filter(|_| self.lease.holds(self.clock))
     }
 
     fn listen_to_clients(&mut self, place: Place) {
-        let Some(id) = self.held.get(&place).map(|held| &held.id) else { return };
+        let Some(id) = self.id(place) else { return };
         let listening = self.hub.listen_to_clients(place, id);
         if let Some(before) = self.listening.insert(place, listening) {
             before.abort();

@@ -15,7 +15,7 @@ use super::*;
 use crate::replication::EpochHistory;
 use crate::storage::core::{CallError, InSyncOutcome, InSyncWish};
 use crate::types::{ClusterId, LeaderEpoch, NodeEpoch, PartitionEpoch, TopicId, WallTime};
-use crate::wire::replica::{ReplicaFetch, ReplicaPosition, SessionOutcome};
+use crate::wire::replica::{ReplicaAnswer, ReplicaFetch, ReplicaPosition, SessionOutcome};
 
 const TOPIC: TopicId = TopicId(Uuid::from_u128(7));
 const PLACE: Place = (TOPIC, 0);
@@ -465,6 +465,26 @@ fn who_lags_leaves_the_in_sync_replicas_and_comes_back_when_it_has_everything() 
     assert_eq!(cluster.values(2), [11]);
 }
 
+/// Node 1 begins a session, and names nothing.
+fn poll(session: u64) -> ReplicaFetch {
+    ReplicaFetch {
+        cluster: ClusterId(Uuid::from_u128(1)),
+        storage: StorageId(1),
+        node_epoch: NodeEpoch(1),
+        session,
+        sequence: 0,
+        taken: None,
+        max_bytes: 1000,
+        max_wait_ms: 0,
+        positions: Vec::new(),
+        dropped: Vec::new(),
+    }
+}
+
+fn outcome(answer: &Bytes) -> SessionOutcome {
+    ReplicaAnswer::decode(answer).unwrap().0.outcome
+}
+
 #[test]
 fn strangers_and_older_incarnations_are_refused_and_one_of_the_future_keeps_nobody_out() {
     let mut cluster = Cluster::new(1);
@@ -473,22 +493,14 @@ fn strangers_and_older_incarnations_are_refused_and_one_of_the_future_keeps_nobo
         cluster: ClusterId(Uuid::from_u128(cluster)),
         storage: StorageId(storage),
         node_epoch: NodeEpoch(node_epoch),
-        session: 99,
-        sequence: 0,
-        taken: None,
-        max_bytes: 1000,
-        max_wait_ms: 0,
-        positions: Vec::new(),
-        dropped: Vec::new(),
+        ..poll(99)
     };
     let mut say = |poll: ReplicaFetch| {
         let mut out = Vec::new();
         let engine = &mut cluster.nodes[0].engine;
         engine.take(cluster.now, Input::Poll { payload: poll.encode(), token: Token(1_000) }, &mut out);
         match &out[..] {
-            [Effect::Answer { message, .. }] => {
-                Some(crate::wire::replica::ReplicaAnswer::decode(message).unwrap().0.outcome)
-            }
+            [Effect::Answer { message, .. }] => Some(outcome(message)),
             _ => None,
         }
     };
@@ -517,16 +529,11 @@ fn a_follower_cannot_name_more_partitions_than_could_ever_be_here() {
         flushed: Offset(0),
     };
     let poll = |sequence: u32| ReplicaFetch {
-        cluster: ClusterId(Uuid::from_u128(1)),
-        storage: StorageId(1),
-        node_epoch: NodeEpoch(1),
-        session: 99,
         sequence,
         taken: sequence.checked_sub(1),
-        max_bytes: 1000,
         max_wait_ms: 5_000,
         positions: (sequence * 50_000..(sequence + 1) * 50_000).map(position).collect(),
-        dropped: Vec::new(),
+        ..poll(99)
     };
     let mut outcomes = Vec::new();
     for sequence in 0..4 {
@@ -534,9 +541,7 @@ fn a_follower_cannot_name_more_partitions_than_could_ever_be_here() {
         let engine = &mut cluster.nodes[0].engine;
         engine.take(cluster.now, Input::Poll { payload: poll(sequence).encode(), token: Token(1_000) }, &mut out);
         outcomes.extend(out.iter().filter_map(|effect| match effect {
-            Effect::Answer { message, .. } => {
-                Some(crate::wire::replica::ReplicaAnswer::decode(message).unwrap().0.outcome)
-            }
+            Effect::Answer { message, .. } => Some(outcome(message)),
             _ => None,
         }));
     }

@@ -342,8 +342,7 @@ impl Shell {
     async fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Bind { cluster, storage, node_epoch } => {
-                let bound = self.directory.bind(cluster, storage.0);
-                if let Err(error) = bound.and_then(|()| self.directory.registered(node_epoch)) {
+                if let Err(error) = self.directory.bind_registered(cluster, storage.0, node_epoch) {
                     self.ended = Some((error.to_string(), 1));
                 }
             }

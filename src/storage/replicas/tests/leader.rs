@@ -4,21 +4,6 @@ use std::num::NonZeroU64;
 
 use super::*;
 
-fn poll(session: u64) -> ReplicaFetch {
-    ReplicaFetch {
-        cluster: ClusterId(Uuid::from_u128(1)),
-        storage: StorageId(1),
-        node_epoch: NodeEpoch(1),
-        session,
-        sequence: 0,
-        taken: None,
-        max_bytes: 1000,
-        max_wait_ms: 0,
-        positions: Vec::new(),
-        dropped: Vec::new(),
-    }
-}
-
 /// What node 0 answers to a poll, at once or when its time is over.
 fn answer(cluster: &mut Cluster, poll: &ReplicaFetch) -> SessionOutcome {
     let token = Token(u64::MAX);
@@ -27,9 +12,7 @@ fn answer(cluster: &mut Cluster, poll: &ReplicaFetch) -> SessionOutcome {
     engine.take(cluster.now, Input::Poll { payload: poll.encode(), token }, &mut out);
     engine.step(cluster.now, &mut out);
     let answer = out.iter().find_map(|effect| match effect {
-        Effect::Answer { token: to, message } if *to == token => {
-            Some(crate::wire::replica::ReplicaAnswer::decode(message).unwrap().0.outcome)
-        }
+        Effect::Answer { token: to, message } if *to == token => Some(outcome(message)),
         _ => None,
     });
     answer.expect("an answer")
