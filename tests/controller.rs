@@ -93,6 +93,7 @@ impl Cluster {
             push_retry_max: Duration::from_secs(1),
             push_max_bytes: 512 << 10,
             history_probe: Duration::from_millis(500),
+            leader_balance: Some(Duration::from_secs(10)),
             snapshot_every_entries: self.snapshot_every,
             snapshot_every_bytes: 64 << 20,
             message_limit: 900 << 10,

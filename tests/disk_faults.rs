@@ -202,8 +202,19 @@ impl Drop for Mount {
 
 #[test]
 fn a_node_whose_disk_is_full_gives_up_what_it_holds_and_takes_it_again_when_there_is_room() {
-    let mut cluster = Cluster::start(1, 2);
-    let Some(mount) = Mount::new(cluster.folder.path().join("storage-2")) else { return };
+    fill_and_empty("storage-2");
+}
+
+#[test]
+fn a_node_whose_disk_of_records_is_full_gives_up_what_it_holds_and_takes_it_again_when_there_is_room() {
+    fill_and_empty("storage-2/partitions");
+}
+
+/// `full`: the directory of node 2 whose file system is small.
+fn fill_and_empty(full: &str) {
+    // It is to lead again as soon as it is in sync, though its disk is still full, or its fault not yet forgotten.
+    let mut cluster = Cluster::start_with(1, 2, &[("DMQ_LEADER_BALANCE_INTERVAL_MS", "500")]);
+    let Some(mount) = Mount::new(cluster.folder.path().join(full)) else { return };
     cluster.storage.push(cluster.node(2));
     cluster.await_healthy();
     cluster.run("topic create orders --partitions 6 --replication-factor 3 --config min.insync.replicas=2 --config max.message.bytes=65536").unwrap();
@@ -245,6 +256,8 @@ fn a_node_whose_disk_is_full_gives_up_what_it_holds_and_takes_it_again_when_ther
 
     drop(file);
     std::fs::remove_file(&filler).unwrap();
+    // Changes its partitions before they are due to be tried again.
+    cluster.run("topic alter orders --config retention.ms=86400000").unwrap();
     cluster.await_healthy();
     cluster.await_that("nothing is wrong any more", || match directory_errors(&cluster, 2)? {
         told if told == "[]" || told == "null" => Ok(()),

@@ -32,6 +32,7 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
         push_retry_max: millis(settings.push_retry_max_ms),
         push_max_bytes: settings.push_max_bytes,
         history_probe: millis(settings.history_probe_ms),
+        leader_balance: Some(settings.leader_balance_interval_ms).filter(|every| *every > 0).map(millis),
         snapshot_every_entries: settings.snapshot_every_entries,
         snapshot_every_bytes: settings.snapshot_every_bytes,
         // What the server takes is all that limits it.

@@ -57,6 +57,14 @@ struct Replica {
     flushed: Option<Offset>,
     /// When it last had all that the leader had.
     caught_up: Monotonic,
+    /// It said that it follows no more, and has not fetched since.
+    has_left: bool,
+}
+
+impl Replica {
+    fn new(session: ReplicaSession, caught_up: Monotonic) -> Self {
+        Self { session, flushed: None, caught_up, has_left: false }
+    }
 }
 
 /// One partition's leader under one leader epoch. `T` names whoever waits for an acknowledgement.
@@ -144,8 +152,7 @@ impl<T> Leader<T> {
         let mut before = std::mem::take(&mut self.followers);
         for (node, node_epoch) in replicas.into_iter().filter(|(node, _)| *node != self.me) {
             let known = before.remove(&node).filter(|replica| replica.session.node_epoch >= node_epoch);
-            let fresh =
-                || Replica { session: ReplicaSession { node_epoch, attempt: 0 }, flushed: None, caught_up: now };
+            let fresh = || Replica::new(ReplicaSession { node_epoch, attempt: 0 }, now);
             self.followers.insert(node, known.unwrap_or_else(fresh));
         }
     }
@@ -212,8 +219,9 @@ impl<T> Leader<T> {
             return Err(Refusal::StaleReplica(node));
         }
         if session > replica.session {
-            *replica = Replica { session, flushed: None, caught_up: replica.caught_up };
+            *replica = Replica::new(session, replica.caught_up);
         }
+        replica.has_left = false;
         if from.offset < log_start || from.offset > self.log_end {
             return Ok(FetchOutcome::OutOfRange { log_start, log_end: self.log_end });
         }
@@ -238,6 +246,14 @@ impl<T> Leader<T> {
         self.mark(now);
         self.advance();
         Ok(FetchOutcome::Agrees { high_watermark: self.high_watermark, log_start })
+    }
+
+    /// A follower of this incarnation says that it follows no more: nobody is to wait until it lags for too long.
+    pub fn left(&mut self, node: StorageId, node_epoch: NodeEpoch) {
+        let replica = self.followers.get_mut(&node).filter(|replica| replica.session.node_epoch == node_epoch);
+        if let Some(replica) = replica {
+            replica.has_left = true;
+        }
     }
 
     fn mark(&mut self, now: Monotonic) {
@@ -296,6 +312,7 @@ impl<T> Leader<T> {
         let joins = self.followers.iter().filter(|(node, replica)| {
             !self.in_sync.committed().contains(node)
                 && fit(**node, replica.session.node_epoch)
+                && !replica.has_left
                 && replica.flushed.is_some_and(|end| self.is_enough(end))
         });
         wanted.extend(joins.map(|(node, _)| *node));
@@ -321,6 +338,7 @@ impl<T> Leader<T> {
             // A member that lacks what is committed lost it: only damage to its disk does that.
             let damaged = replica.flushed.is_some_and(|end| end < self.high_watermark);
             damaged
+                || replica.has_left
                 || replica.flushed.is_none_or(|end| end < self.log_end)
                     && now.since(replica.caught_up) > self.settings.lag_max
         })

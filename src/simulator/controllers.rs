@@ -77,6 +77,7 @@ fn settings(message_limit: usize) -> Settings {
         push_retry_max: ms(2_000),
         push_max_bytes: 8_000,
         history_probe: ms(1_000),
+        leader_balance: Some(ms(10_000)),
         snapshot_every_entries: 30,
         snapshot_every_bytes: 1 << 20,
         message_limit,

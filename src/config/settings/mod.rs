@@ -35,6 +35,8 @@ pub struct Settings {
     pub snapshot_every_entries: u64,
     pub snapshot_every_bytes: u64,
     pub history_probe_ms: u64,
+    /// 0: never.
+    pub leader_balance_interval_ms: u64,
     /// 0: three where NATS is a cluster of at least three, else one.
     pub stream_replicas: usize,
     pub start_timeout_ms: u64,
@@ -131,6 +133,7 @@ impl Default for Settings {
             snapshot_every_entries: 10_000,
             snapshot_every_bytes: 64 << 20,
             history_probe_ms: 1000,
+            leader_balance_interval_ms: 10_000,
             stream_replicas: 0,
             start_timeout_ms: 10_000,
             catch_up_bytes_per_second: 0,

@@ -71,6 +71,12 @@ pub(super) const SPECS: &[Spec] = &[
         "how often the active controller checks that the history is still there",
     ),
     number(
+        "leader_balance_interval_ms",
+        (0, 24 * HOUR),
+        "10000",
+        "how often leaderships go back to the preferred replicas that are in sync; 0 is never",
+    ),
+    number(
         "stream_replicas",
         (0, 5),
         "0",

@@ -58,6 +58,7 @@ impl Settings {
             ("snapshot_every_entries", self.snapshot_every_entries),
             ("snapshot_every_bytes", self.snapshot_every_bytes),
             ("history_probe_ms", self.history_probe_ms),
+            ("leader_balance_interval_ms", self.leader_balance_interval_ms),
             ("start_timeout_ms", self.start_timeout_ms),
             ("catch_up_bytes_per_second", self.catch_up_bytes_per_second),
             ("stray_retention_ms", self.stray_retention_ms),

@@ -40,6 +40,8 @@ pub struct Settings {
     pub push_max_bytes: usize,
     /// How often the head of the stream is asked for, unless something gives reason to.
     pub history_probe: Duration,
+    /// How often leaderships go back to the preferred replicas. None: never.
+    pub leader_balance: Option<Duration>,
     pub snapshot_every_entries: u64,
     pub snapshot_every_bytes: u64,
     /// The most bytes of one message of the history, below NATS's `max_payload`.

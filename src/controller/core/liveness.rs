@@ -10,9 +10,6 @@ use crate::metadata::{NodeState, Record, StorageNode, rules};
 use crate::types::{Monotonic, StorageId, Version};
 use crate::wire::WantedState;
 
-/// How often leaderships are looked at for balance.
-pub(super) const BALANCE_EVERY: Duration = Duration::from_secs(10);
-
 /// What nodes ask for that is not urgent is gathered for a millisecond per so many nodes, which is many times what looking at
 /// them takes; in a small cluster, not at all.
 const NODES_PER_MS: u64 = 50;
@@ -160,10 +157,10 @@ impl Controller {
     /// Leads back to the preferred replicas, now and then and a few at a time.
     fn work_for_balance(&mut self) -> bool {
         const MOVES: usize = 1000;
-        if self.mono() < self.balance_at {
+        if self.balance_at.is_none_or(|at| self.mono() < at) {
             return false;
         }
-        self.balance_at = self.mono() + BALANCE_EVERY;
+        self.balance_at = self.settings.leader_balance.map(|every| self.mono() + every);
         let records = self.image().map(|image| rules::partition::preferred(image, MOVES)).unwrap_or_default();
         if records.is_empty() {
             return false;

@@ -69,6 +69,7 @@ fn settings() -> Settings {
         push_retry_max: Duration::from_secs(5),
         push_max_bytes: 1 << 19,
         history_probe: Duration::from_secs(1),
+        leader_balance: Some(Duration::from_secs(10)),
         snapshot_every_entries: 1000,
         snapshot_every_bytes: 1 << 26,
         message_limit: 900_000,

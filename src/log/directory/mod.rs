@@ -22,6 +22,11 @@ use crate::types::{Offset, TopicId};
 /// Up to so many dirty logs are synced each by itself. One file is much faster so; from some more on the file system wins.
 const SYNCED_SINGLY: usize = 4;
 
+/// What a disk has to take before logs that failed on it are tried again: as much as the largest batch.
+const PROBE_BYTES: usize = 1 << 20;
+/// Where it is written. It is no partition's name.
+const PROBE: &str = "probe";
+
 /// The directory that holds the directories of a node's partitions.
 pub struct LogDirectory {
     dir: PathBuf,
@@ -153,6 +158,19 @@ impl LogDirectory {
             answers[number] = logs[number].finish_sync(ticket, result);
         }
         answers
+    }
+
+    /// Whether the disk takes as much as a large batch, and keeps it, by writing it and removing it again.
+    pub fn probe(&self) -> Result<(), LogDirectoryError> {
+        let (disk, path) = (self.files.disk(), self.dir.join(PROBE));
+        let write = || -> io::Result<()> {
+            let mut file = disk.create(&path)?;
+            file.append(&vec![0; PROBE_BYTES])?;
+            file.sync()
+        };
+        let written = write();
+        let removed = disk.remove(&path);
+        written.and(removed).map_err(io_error("write", &path))
     }
 
     /// What commits without the directory at hand, on another thread.

@@ -1,6 +1,6 @@
 //! Replicas whose logs failed: others are to lead them, the heartbeat says so, and they are tried again after a while.
 //!
-//! - Where the disk does not take what it is given, the replica is given up, and opened anew later.
+//! - Where the disk does not take what it is given, the replica is given up, and opened anew once the disk takes something.
 //! - Where it has lost what it was given, the range is never served. A leader gives the leadership up first, and as a follower
 //!   cuts its log before the range and copies it anew. The last in-sync replica goes on leading: it is all there is.
 
@@ -17,7 +17,8 @@ use crate::types::{Monotonic, Offset};
 use crate::wire::Health;
 
 const RETRY_MIN: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(60);
+/// Who has made room is not to wait long. A try costs a megabyte that is written, and one look at each replica.
+const RETRY_MAX: Duration = Duration::from_secs(10);
 const LAG_EVERY: Duration = Duration::from_millis(250);
 const SAID_EVERY: Duration = Duration::from_secs(60);
 /// How many faults a heartbeat tells.
@@ -27,8 +28,6 @@ pub(super) struct Fault {
     words: String,
     /// Where the first record is that cannot be read.
     pub(super) damage: Option<Offset>,
-    /// The engine does not have it.
-    is_closed: bool,
     retry_at: Monotonic,
     pause: Duration,
 }
@@ -127,7 +126,20 @@ impl Faults {
         self.vitals.0.lock().unwrap_or_else(PoisonError::into_inner).faults = faults;
     }
 
-    fn note(&mut self, now: Monotonic, place: Place, error: &LogError, is_closed: bool) {
+    /// Whether it is not yet to be tried again. Damage does not wait: who follows has it copied anew.
+    pub(super) fn waits(&self, now: Monotonic, place: Place) -> bool {
+        self.of.get(&place).is_some_and(|fault| fault.damage.is_none() && now < fault.retry_at)
+    }
+
+    fn put_off(&mut self, now: Monotonic, place: Place, is_in_vain: bool) {
+        let Some(fault) = self.of.get_mut(&place) else { return };
+        if is_in_vain {
+            fault.pause = (fault.pause * 2).min(RETRY_MAX);
+        }
+        fault.retry_at = now + fault.pause;
+    }
+
+    fn note(&mut self, now: Monotonic, place: Place, error: &LogError) {
         let pause = self.of.get(&place).map_or(RETRY_MIN, |known| (known.pause * 2).min(RETRY_MAX));
         let damage = match error {
             LogError::Damaged { damage, .. } => Some(damage.offsets.start),
@@ -135,7 +147,7 @@ impl Faults {
         };
         let known = self.damage(place);
         let damage = [damage, known].into_iter().flatten().min();
-        self.of.insert(place, Fault { words: error.to_string(), damage, is_closed, retry_at: now + pause, pause });
+        self.of.insert(place, Fault { words: error.to_string(), damage, retry_at: now + pause, pause });
         self.tell();
     }
 }
@@ -148,12 +160,12 @@ impl Worker {
         tracing::error!(%error, "a replica is given up for now");
         if self.is_alone(place) && error.is_out_of_space() {
             // What it has can still be read, and nobody else can lead.
-            self.faults.note(now, place, error, false);
+            self.faults.note(now, place, error);
             return;
         }
         self.give(now, Input::Unassigned(place));
         self.silence(place);
-        self.faults.note(now, place, error, true);
+        self.faults.note(now, place, error);
         self.resign(place);
     }
 
@@ -165,7 +177,7 @@ impl Worker {
         }
         tracing::error!(%error, "records are damaged");
         let now = self.clock.monotonic();
-        self.faults.note(now, place, error, false);
+        self.faults.note(now, place, error);
         self.resign(place);
     }
 
@@ -204,6 +216,12 @@ impl Worker {
         })
     }
 
+    /// Whether a log that failed is to stay closed for now. Opened, a replica whose disk is full would be in sync for as long as there is
+    /// nothing to append, and fail as soon as it leads.
+    pub(super) fn stays_closed(&self, now: Monotonic, place: Place) -> bool {
+        self.faults.waits(now, place) && self.engine.log(place).is_none() && !self.is_alone(place)
+    }
+
     /// What is due is tried again.
     pub(super) fn retry_faults(&mut self, now: Monotonic) {
         if self.faults.deadline().is_none_or(|at| now < at) {
@@ -211,22 +229,22 @@ impl Worker {
         }
         let due: Vec<_> =
             self.faults.of.iter().filter(|(_, fault)| fault.retry_at <= now).map(|(place, _)| *place).collect();
+        let mut disk_works = None;
         for place in due {
-            let held = self.held.get(&place).cloned();
-            // As a leader it would only fail again, unless it is alone.
-            let may_try = self.is_alone(place) || held.as_ref().is_some_and(|held| held.assignment.leader != self.me);
-            let Some(fault) = self.faults.of.get_mut(&place) else { continue };
-            // It has worked since it was tried again, or there is nothing left to try.
-            let Some(held) = held.filter(|_| fault.is_closed || fault.damage.is_some()) else {
+            let is_closed = self.engine.log(place).is_none();
+            let is_over = !is_closed && self.faults.damage(place).is_none();
+            let Some(held) = self.held.get(&place).filter(|_| !is_over).cloned() else {
                 self.faults.forget(place);
                 continue;
             };
-            fault.retry_at = now + fault.pause;
-            let tries = fault.is_closed && may_try;
-            fault.is_closed &= !tries;
             self.resign(place);
+            let tries = is_closed
+                && (self.is_alone(place)
+                    || held.assignment.leader != self.me
+                        && *disk_works.get_or_insert_with(|| self.directory.probe().is_ok()));
+            self.faults.put_off(now, place, is_closed && !tries);
             if tries {
-                self.assign(now, held);
+                self.take_up(now, held, None);
             }
         }
     }

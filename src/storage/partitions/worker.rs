@@ -204,7 +204,7 @@ impl Worker {
                 let mut opened = self.open_many(&assigned);
                 for held in assigned {
                     let log = opened.remove(&held.place);
-                    self.assign_with(now, held, log);
+                    self.assign(now, held, log);
                 }
             }
             Command::MayLead(may) => {
@@ -322,7 +322,8 @@ impl Worker {
 
     /// The logs of those that have none yet, where there are many: together they cost a few syncs.
     fn open_many(&mut self, assigned: &[Held]) -> BTreeMap<Place, Result<Log, LogError>> {
-        let new = |held: &&Held| self.engine.log(held.place).is_none();
+        let now = self.clock.monotonic();
+        let new = |held: &&Held| self.engine.log(held.place).is_none() && !self.faults.waits(now, held.place);
         let wanted: Vec<&Held> = assigned.iter().filter(new).collect();
         if wanted.len() < 2 {
             return BTreeMap::new();
@@ -332,13 +333,18 @@ impl Worker {
         wanted.iter().map(|held| held.place).zip(logs).collect()
     }
 
-    pub(super) fn assign(&mut self, now: Monotonic, held: Held) {
-        self.assign_with(now, held, None);
+    fn assign(&mut self, now: Monotonic, held: Held, opened: Option<Result<Log, LogError>>) {
+        let place = held.place;
+        self.held.insert(place, held.clone());
+        if self.stays_closed(now, place) {
+            return self.resign(place);
+        }
+        self.take_up(now, held, opened);
     }
 
-    fn assign_with(&mut self, now: Monotonic, held: Held, opened: Option<Result<Log, LogError>>) {
-        let Held { place, id, config, is_relaxed, assignment } = held.clone();
-        self.held.insert(place, held);
+    /// `opened`: the log, where it was opened with others.
+    pub(super) fn take_up(&mut self, now: Monotonic, held: Held, opened: Option<Result<Log, LogError>>) {
+        let Held { place, id, config, is_relaxed, assignment } = held;
         let follows = assignment.leader.is_some() && assignment.leader != self.me;
         if follows && self.faults.damage(place).is_some() {
             // Out of the way, so that it is opened and cut.

@@ -136,7 +136,7 @@ impl Link {
     }
 
     fn wants_poll(&self, now: Monotonic) -> bool {
-        let something = !self.changed.is_empty() || self.polls.is_empty();
+        let something = !self.changed.is_empty() || !self.dropped.is_empty() || self.polls.is_empty();
         let idle = self.followed.is_empty() && self.dropped.is_empty();
         something && !idle && self.polls.len() < POLLS && self.asks_at().is_some_and(|at| now >= at)
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::{Effect, Log, Read, Replicas, Role};
+use super::{Effect, Log, Read, Replica, Replicas, Role};
 use crate::replication::{FetchFrom, FetchOutcome, Refusal, ReplicaSession};
 use crate::storage::core::{Member, Place, Token};
 use crate::types::{Monotonic, NodeEpoch, Offset, StorageId};
@@ -174,6 +174,10 @@ impl<L: Log> Replicas<L> {
             session.sent.remove(place);
             session.ready.remove(place);
             session.fresh.remove(place);
+            if let Some(Replica { role: Role::Leads(leader), .. }) = self.held.get_mut(place) {
+                leader.left(poll.storage, poll.node_epoch);
+                self.asks.insert(*place);
+            }
         }
         if session.positions.len() + poll.positions.len() > self.held.len() + STRANGE_POSITIONS {
             self.sessions.remove(&poll.storage);

@@ -465,6 +465,23 @@ fn who_lags_leaves_the_in_sync_replicas_and_comes_back_when_it_has_everything() 
     assert_eq!(cluster.values(2), [11]);
 }
 
+#[test]
+fn who_gives_a_replica_up_leaves_the_in_sync_replicas_at_once_and_comes_back_when_it_has_everything() {
+    let mut cluster = Cluster::new(1);
+    cluster.settle(MOMENT);
+    let log = cluster.nodes[2].engine.held[&PLACE].log.clone();
+    cluster.give(2, Input::Unassigned(PLACE));
+    let token = cluster.append(0, PLACE, 11, Some(Acks::All));
+    cluster.settle(MOMENT);
+    assert_eq!(cluster.acknowledged, [(token, Ok(Offset(0)))]);
+    assert_eq!(cluster.assignment.isr, [0, 1].map(StorageId));
+    let assignment = cluster.assignment.clone();
+    cluster.give(2, Input::Assigned { place: PLACE, assignment, log: Some(log) });
+    cluster.settle(Duration::from_secs(2));
+    assert_eq!(cluster.assignment.isr, [0, 1, 2].map(StorageId));
+    assert_eq!(cluster.values(2), [11]);
+}
+
 /// Node 1 begins a session, and names nothing.
 fn poll(session: u64) -> ReplicaFetch {
     ReplicaFetch {
