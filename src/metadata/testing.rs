@@ -103,6 +103,25 @@ impl World {
         }
     }
 
+    /// Registers a node anew whose disk knows its life up to this version. Those whose disks were set back.
+    pub fn comes_back(&mut self, id: u32, knows: u64) -> Vec<StorageId> {
+        let asked = Asked {
+            wanted: None,
+            preferred: None,
+            directory: directory(id),
+            knows: Version(knows),
+            incarnation: self.incarnation(),
+            rack: None,
+        };
+        let listed = set([]);
+        let mut registering = Registering::new(self.image(), &listed);
+        assert_eq!(registering.add(asked, &|_| false), Ok(StorageId(id)));
+        let set_back = registering.set_back().collect();
+        let records = registering.records();
+        self.commit(records);
+        set_back
+    }
+
     /// Commits a change under the next version as its controller epoch.
     pub fn elect(&mut self, records: Vec<Record>) {
         let epoch = ControllerEpoch(self.history.seen().next().0);

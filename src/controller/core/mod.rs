@@ -1,7 +1,7 @@
 //! The controller's decisions, without I/O: an input and the time go in, effects come out.
 //!
 //! Split by concern: `follow` reads the history, `office` takes and loses the lease, `append` writes, `sessions` watches
-//! over the storage nodes, `push` brings them the metadata, `registration` lets them in, `isr` takes their leaders' requests, `admin` and `status` answer people, `restore` brings a lost
+//! over the storage nodes, `push` brings them the metadata, `registration` lets them in, `isr` takes their leaders' requests, `admin` and `status` answer people, `leaderless` with reasons, `restore` brings a lost
 //! history back. All of them share the one struct here; none of them may do I/O, read a clock or draw a random number.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -11,6 +11,7 @@ mod api;
 mod append;
 mod follow;
 mod isr;
+mod leaderless;
 mod liveness;
 mod office;
 mod push;

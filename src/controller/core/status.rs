@@ -165,8 +165,12 @@ impl Controller {
             0 => {}
             more => status.problems.push(format!("{more} more storage nodes are not active")),
         }
+        if status.leaderless_partitions > 0
+            && let Some(image) = self.image()
+        {
+            status.problems.extend(super::leaderless::why_leaderless(image));
+        }
         let counts = [
-            (status.leaderless_partitions, "without a leader"),
             (status.under_replicated_partitions, "under-replicated"),
             (status.recovering_partitions, "recovering from an unclean election"),
         ];

@@ -290,25 +290,6 @@ mod tests {
         assert_eq!(given(&mut world, Some(0), 10), 0);
     }
 
-    /// Registers a node anew whose disk knows its life up to this version.
-    fn comes_back(world: &mut World, id: u32, knows: u64) -> Vec<StorageId> {
-        let asked = Asked {
-            wanted: None,
-            preferred: None,
-            directory: directory(id),
-            knows: Version(knows),
-            incarnation: world.incarnation(),
-            rack: None,
-        };
-        let listed = set([]);
-        let mut registering = Registering::new(world.image(), &listed);
-        assert_eq!(registering.add(asked, &|_| false), Ok(StorageId(id)));
-        let set_back = registering.set_back().collect();
-        let records = registering.records();
-        world.commit(records);
-        set_back
-    }
-
     #[test]
     fn a_disk_that_was_set_back_is_not_the_first_to_lead_where_all_members_are_fenced() {
         let mut world = World::with_nodes(3);
@@ -320,7 +301,7 @@ mod tests {
         world.shrink(0, [0, 1, 2]);
         world.fence([0, 1, 2]);
         assert_eq!(world.standing(0), (None, vec![0, 1, 2]));
-        assert_eq!(comes_back(&mut world, 0, copied), [StorageId(0)]);
+        assert_eq!(world.comes_back(0, copied), [StorageId(0)]);
         assert_eq!(world.standing(0), (None, vec![1, 2]), "it may lack what was acknowledged");
         world.unfence([0]);
         assert_eq!(world.standing(0), (None, vec![1, 2]));
@@ -334,13 +315,13 @@ mod tests {
         world.topic(0, [0, 1]);
         let active = world.epoch(0).0;
         world.fence([0, 1]);
-        assert_eq!(comes_back(&mut world, 0, active), []);
+        assert_eq!(world.comes_back(0, active), []);
         assert_eq!(world.standing(0), (None, vec![0, 1]));
         // It was killed before it heard of that registration, and never active in it.
-        assert_eq!(comes_back(&mut world, 0, active), []);
+        assert_eq!(world.comes_back(0, active), []);
         world.unfence([0]);
         assert_eq!(world.standing(0), (Some(0), vec![0]));
-        assert_eq!(comes_back(&mut world, 0, active), [StorageId(0)]);
+        assert_eq!(world.comes_back(0, active), [StorageId(0)]);
     }
 
     #[test]
@@ -351,14 +332,14 @@ mod tests {
         world.topic_with(1, [0, 1], consent);
         (0..2).for_each(|topic| world.shrink(topic, [0]));
         world.fence([1]);
-        assert_eq!(comes_back(&mut world, 0, 0), [StorageId(0)]);
+        assert_eq!(world.comes_back(0, 0), [StorageId(0)]);
         assert_eq!((world.standing(0), world.standing(1)), ((None, vec![0]), (None, vec![0])));
         // Known again and whole by now, it still has nothing of what it had before.
         world.unfence([0]);
         let active = world.epoch(0).0;
         assert_eq!((world.standing(0), world.standing(1)), ((None, vec![0]), (Some(0), vec![0])));
         assert!(world.image().is_recovering(topic_id(1), 0), "it was unclean");
-        assert_eq!(comes_back(&mut world, 0, active), []);
+        assert_eq!(world.comes_back(0, active), []);
         world.unfence([0, 1]);
         assert_eq!(world.standing(0), (None, vec![0]));
         let records = set_config(&mut world);
