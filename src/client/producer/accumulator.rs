@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
@@ -22,6 +22,11 @@ use crate::wire::data::op;
 /// A topic's place, and the partition.
 pub(super) type Key = (usize, PartitionId);
 
+/// While so many batches of a producer are unanswered, others that are due go on filling. With many partitions there would be ever
+/// more of them, ever smaller, and each costs what a large one does.
+const AWAITED_MAX: usize = 64;
+/// For how long they do at most, whatever becomes of the others.
+const HELD_MAX: Duration = Duration::from_millis(500);
 /// The least memory that a batch takes at a time.
 const ROOM_STEP: usize = 4 << 10;
 
@@ -89,6 +94,10 @@ pub(super) struct Partition {
     pub due: Option<Instant>,
     /// How large the last batch became: the next one has room for as much.
     size: usize,
+    /// How many of its batches count as unanswered.
+    awaited: usize,
+    /// Since when its open batch is due and held back.
+    held: Option<Instant>,
 }
 
 pub(super) struct Topic {
@@ -112,6 +121,10 @@ pub(super) struct Accumulator {
     names: HashMap<TopicName, usize>,
     /// What the sender has to look at.
     pub dirty: BTreeSet<Key>,
+    /// The sum over all partitions.
+    awaited: usize,
+    /// Whose open batches are due and held back.
+    held: BTreeSet<(Instant, Key)>,
     pub is_closed: bool,
 }
 
@@ -139,7 +152,7 @@ impl Accumulator {
             longest_backoff: config.retry_backoff_max,
         };
         let (topics, names, dirty) = (Vec::new(), HashMap::new(), BTreeSet::new());
-        Self { config, pace, memory, topics, names, dirty, is_closed: false }
+        Self { config, pace, memory, topics, names, dirty, awaited: 0, held: BTreeSet::new(), is_closed: false }
     }
 
     pub fn topic(&self, name: &TopicName) -> Option<usize> {
@@ -159,6 +172,8 @@ impl Accumulator {
             leader_epoch: LeaderEpoch(0),
             due: None,
             size: 0,
+            awaited: 0,
+            held: None,
         };
         let place = *self.names.entry(new.name.clone()).or_insert_with(|| {
             self.topics.push(new.shell());
@@ -253,14 +268,40 @@ impl Accumulator {
 
     /// Closes the open batch of a partition where its time has come and it could be sent.
     pub fn close_due(&mut self, key: Key, now: Instant) {
+        let may_go = self.awaited < AWAITED_MAX;
         let Some(partition) = self.partition(key) else { return };
-        let room = partition.lane.has_room(now);
-        if partition.open.as_ref().is_some_and(|open| (open.due <= now && room) || open.expires <= now) {
+        let (held, is_free) = (partition.held.take(), partition.lane.has_room(now));
+        let due = partition.open.as_ref().map(|open| (open.due, open.expires));
+        let is_due = due.is_some_and(|(due, _)| due <= now && is_free);
+        let is_late = due.is_some_and(|(due, expires)| is_due && due + HELD_MAX <= now || expires <= now);
+        let waits = due.filter(|_| is_due && !may_go && !is_late).map(|(due, _)| due);
+        partition.held = waits;
+        if let Some(since) = held {
+            self.held.remove(&(since, key));
+        }
+        self.held.extend(waits.map(|since| (since, key)));
+        if is_late || is_due && may_go {
             self.topics[key.0].close(key.1);
         }
     }
 
-    /// Makes every open batch due, and gives a delivery of each batch that is not settled.
+    /// Takes the partition whose batch was held back for longest, if it may go now.
+    pub fn take_held(&mut self) -> Option<Key> {
+        if self.awaited >= AWAITED_MAX {
+            return None;
+        }
+        self.held.pop_first().map(|(_, key)| key)
+    }
+
+    /// Counts a partition's batches anew, after something became of them.
+    pub fn count(&mut self, key: Key) {
+        let Some(partition) = self.partition(key) else { return };
+        let now = partition.lane.awaited();
+        let before = std::mem::replace(&mut partition.awaited, now);
+        self.awaited = (self.awaited + now).saturating_sub(before);
+    }
+
+    /// Makes every open batch due, though they may be held back, and gives a delivery of each batch that is not settled.
     pub fn flush(&mut self, now: Instant) -> Vec<Delivery> {
         let mut waiting = Vec::new();
         for (place, topic) in self.topics.iter_mut().enumerate() {
@@ -347,7 +388,11 @@ impl Partition {
     /// When the open batch wants to be looked at, unless the lane has no room: then an answer comes first.
     pub fn open_due(&self, now: Instant) -> Option<Instant> {
         let open = self.open.as_ref()?;
-        Some(if self.lane.has_room(now) { open.due } else { open.expires })
+        Some(match self.held {
+            Some(since) => since + HELD_MAX,
+            None if self.lane.has_room(now) => open.due,
+            None => open.expires,
+        })
     }
 
     /// Takes the open batch out together with all others.
@@ -431,6 +476,38 @@ mod tests {
         assert_eq!(batches(&accumulator), [1, 1, 0]);
         append(&mut accumulator, &record, 0);
         assert_eq!(batches(&accumulator), [1, 1, 1]);
+    }
+
+    #[test]
+    fn while_many_batches_are_unanswered_others_that_are_due_go_on_filling_for_a_while() {
+        let count = AWAITED_MAX as u32 + 3;
+        let (mut accumulator, name) = accumulator(count);
+        let to =
+            |partition| ProducerRecord { partition: Some(partition), ..ProducerRecord::new(name.clone(), vec![7; 90]) };
+        (0..count).for_each(|partition| append(&mut accumulator, &to(partition), 0));
+        let due = Instant::now() + accumulator.config.linger;
+        let look = |accumulator: &mut Accumulator, now| {
+            (0..count).for_each(|number| {
+                accumulator.close_due((0, number), now);
+                accumulator.count((0, number));
+            });
+            batches(accumulator).iter().sum::<usize>()
+        };
+        assert_eq!(look(&mut accumulator, due), AWAITED_MAX);
+        assert_eq!((look(&mut accumulator, due), accumulator.take_held()), (AWAITED_MAX, None));
+        append(&mut accumulator, &to(count - 1), 0);
+        assert_eq!(batches(&accumulator)[count as usize - 1], 0, "it takes more");
+
+        // One is answered: who waited for longest is next.
+        let mut ended = Vec::new();
+        accumulator.partition((0, 0)).unwrap().lane.drain(&mut ended);
+        accumulator.count((0, 0));
+        assert_eq!(accumulator.take_held(), Some((0, count - 3)));
+        accumulator.close_due((0, count - 3), due);
+        accumulator.count((0, count - 3));
+        assert_eq!((batches(&accumulator)[count as usize - 3], accumulator.take_held()), (1, None));
+        assert_eq!(look(&mut accumulator, due + HELD_MAX), count as usize - 1, "nobody waits for ever");
+        assert_eq!(accumulator.held, BTreeSet::new());
     }
 
     #[test]

@@ -144,6 +144,9 @@ impl Sender {
                     state.dirty.insert(key);
                 }
             }
+            while let Some(key) = state.take_held() {
+                self.visit(&mut state, key, now, &mut outgoing, &mut ended);
+            }
             if self.look_at_topics <= now {
                 self.look_at_topics = now + RETRY;
                 self.look_up_stale(&mut state, now);
@@ -196,6 +199,7 @@ impl Sender {
             self.due.extend(due.map(|at| (at, key)));
             partition.due = due;
         }
+        state.count(key);
     }
 
     /// Publishes in order, and puts the batches back, to be sent again where that is needed.
@@ -408,14 +412,16 @@ impl Sender {
             }
         };
         // Its records are nobody's any more. Whoever sends to it again looks it up anew.
-        let mut ended = Vec::new();
+        let (mut ended, mut emptied) = (Vec::new(), Vec::new());
         {
             let mut state = shared.state();
             state.forget(place);
-            for partition in &mut state.topics[place].partitions {
+            for (number, partition) in (0..).zip(&mut state.topics[place].partitions) {
                 partition.close_all();
                 partition.lane.drain(&mut ended);
+                emptied.push((place, number));
             }
+            state.dirty.extend(emptied);
         }
         for (batch, _) in ended {
             batch.settle.settle(Err(ProduceError::Topic { topic: name.clone(), error: gone.clone() }));

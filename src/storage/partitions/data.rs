@@ -265,8 +265,14 @@ impl Worker {
             return Err(WireError::new(Code::NotLeaderOrFollower, "the partition was given up just now"));
         };
         let visible = led.visible.ok_or_else(|| not_yet(&id))?;
-        if let Some(log) = self.engine.log_mut(place) {
-            log.log.delete_records(request.before, visible).map_err(|error| answer::log_error(&error))?;
+        if let Some(log) = self.engine.log_mut(place)
+            && let Err(error) = log.log.delete_records(request.before, visible)
+        {
+            let told = answer::log_error(&error);
+            if error.is_disk() {
+                self.failed(place, &error.into());
+            }
+            return Err(told);
         }
         let logs = self.engine.held().map(|(_, log, _)| &log.log);
         self.directory.checkpoint(logs).map_err(|error| WireError::new(Code::KafkaStorageError, error.to_string()))?;

@@ -222,6 +222,17 @@ impl<B> Lane<B> {
         if self.pace.is_idempotent && !self.is_known { 1 } else { self.pace.max_in_flight.max(1) }
     }
 
+    /// How many batches are packed or unanswered. Those that it was asked about are not counted: their leader may be gone.
+    pub fn awaited(&self) -> usize {
+        let is_doubted = self.asked.is_some() && self.asked >= self.unanswered_since();
+        let counts = |entry: &&Entry<B>| match entry.state {
+            State::Packing => true,
+            State::Sent { .. } => !is_doubted,
+            State::Waiting | State::TooLarge | State::Done => false,
+        };
+        self.entries.iter().filter(counts).count()
+    }
+
     /// Whether one more batch would be sent at once.
     pub fn has_room(&self, now: Instant) -> bool {
         let sent = |entry: &Entry<B>| matches!(entry.state, State::Sent { .. } | State::Done);
