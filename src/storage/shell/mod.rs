@@ -260,12 +260,14 @@ impl Shell {
         let now = self.clock.monotonic();
         self.core.handle(now, input, &mut effects);
         self.lease.set(self.core.may_lead_until(now));
+        // Others wait for the rest, nobody for a line of the log.
+        let is_log = |effect: &Effect| matches!(effect, Effect::Log { .. });
+        effects.sort_by_key(is_log);
         for effect in effects {
-            if self.ended.is_some() {
-                // Something could not be carried out that the rest depends on.
-                return;
+            // Where something could not be carried out, the rest depends on it.
+            if self.ended.is_none() || is_log(&effect) {
+                self.carry_out(effect).await;
             }
-            self.carry_out(effect).await;
         }
     }
 
