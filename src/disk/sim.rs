@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -56,6 +57,8 @@ struct Inode {
     synced: usize,
     /// What the disk holds after those, from before a cut that was not synced.
     old_tail: Vec<u8>,
+    /// Of a sync that failed: what the kernel may have dropped. Running processes see it, and later syncs do not write it again.
+    dropped: Range<usize>,
 }
 
 enum NameChange {
@@ -149,7 +152,7 @@ impl SimDisk {
         self.lock().capacity = bytes;
     }
 
-    /// The next syncs of files fail, and leave open what they did.
+    /// The next syncs of files fail, and leave open what they did: as on Linux, those after them succeed without what these had to write.
     pub fn fail_syncs(&self, count: u32) {
         self.fail_syncs_after(0, count);
     }
@@ -284,6 +287,7 @@ impl Inode {
             self.synced = len;
         }
         self.data.truncate(len);
+        self.dropped.end = self.dropped.end.min(len);
     }
 
     fn sync(&mut self) {
@@ -291,8 +295,17 @@ impl Inode {
         self.old_tail.clear();
     }
 
+    fn fail_to_sync(&mut self) {
+        let start = if self.dropped.is_empty() { self.synced } else { self.dropped.start };
+        self.dropped = start..self.data.len();
+    }
+
     fn crash(&mut self, rng: &mut SmallRng) {
         const SECTOR: usize = 512;
+        let dropped = std::mem::take(&mut self.dropped);
+        if !dropped.is_empty() && rng.random_bool(0.5) {
+            self.data[dropped].fill(0);
+        }
         if !self.old_tail.is_empty() && rng.random_bool(0.5) {
             self.data.truncate(self.synced);
             self.data.append(&mut self.old_tail);
@@ -422,7 +435,10 @@ impl Disk for SimDisk {
 impl FileSystem for SimDisk {
     fn sync(&self) -> io::Result<()> {
         let mut state = self.lock();
-        state.count_sync()?;
+        if let Err(error) = state.count_sync() {
+            state.inodes.iter_mut().for_each(Inode::fail_to_sync);
+            return Err(error);
+        }
         // The machine may stop with some of them synced and others not.
         for inode in 0..state.inodes.len() {
             state.step()?;
@@ -476,9 +492,14 @@ impl WriteFile for SimFile {
 
     fn sync(&mut self) -> io::Result<()> {
         let mut state = self.state()?;
-        state.count_sync()?;
-        state.inodes[self.inode].sync();
-        Ok(())
+        let counted = state.count_sync();
+        let inode = &mut state.inodes[self.inode];
+        if counted.is_ok() {
+            inode.sync()
+        } else {
+            inode.fail_to_sync()
+        }
+        counted
     }
 
     fn truncate(&mut self, len: u64) -> io::Result<()> {

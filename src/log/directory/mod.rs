@@ -6,7 +6,7 @@
 mod many;
 mod stray;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,6 +36,8 @@ pub struct LogDirectory {
     cleaned: Offsets,
     /// What was opened before: what it was given since is not durable for having been synced at the start.
     opened: Mutex<BTreeSet<TopicPartition>>,
+    /// Logs that failed, with up to where they were on the disk then.
+    distrusted: Mutex<BTreeMap<TopicPartition, Offset>>,
 }
 
 /// A partition's directory, as it was found.
@@ -68,7 +70,15 @@ impl LogDirectory {
         }
         let files = Files::new(disk.clone(), open_files.min(disk.open_files_limit() / 4));
         let (starts, cleaned) = (read_offsets(&*disk, &dir, LOG_STARTS)?, read_offsets(&*disk, &dir, CLEANED)?);
-        Ok(Self { dir, files, committer: Committer { file_system }, starts, cleaned, opened: Mutex::default() })
+        Ok(Self {
+            dir,
+            files,
+            committer: Committer { file_system },
+            starts,
+            cleaned,
+            opened: Mutex::default(),
+            distrusted: Mutex::default(),
+        })
     }
 
     pub fn files(&self) -> &Arc<Files> {
@@ -111,7 +121,22 @@ impl LogDirectory {
             cleaned: known(&self.cleaned),
             is_synced: is_first && self.committer.file_system.is_some(),
         };
-        Log::open(id.clone(), self.dir.join(id.to_string()), config, self.files.clone(), options, now_ms)
+        let mut log =
+            Log::open(id.clone(), self.dir.join(id.to_string()), config, self.files.clone(), options, now_ms)?;
+        let distrusted = self.distrusted.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied();
+        if let Some(from) = distrusted {
+            log.truncate_to(from, now_ms)?;
+            self.distrusted.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        }
+        Ok(log)
+    }
+
+    /// To be called where a log failed, before it is dropped: opened again, it ends where it was synced. The kernel may have dropped
+    /// what it could not write, show it nevertheless, and let later syncs succeed. Nothing behind was ever said to be stored.
+    pub fn distrust(&self, log: &Log) {
+        let mut distrusted = self.distrusted.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = distrusted.entry(log.id().clone()).or_insert_with(|| log.synced_end());
+        *end = log.synced_end().min(*end);
     }
 
     /// Gives another name to the directory of a topic that has been deleted, or made anew meanwhile: nothing serves it any
@@ -126,6 +151,7 @@ impl LogDirectory {
         let key = (id.topic.to_string(), id.partition);
         self.starts.remove(&key);
         self.cleaned.remove(&key);
+        self.distrusted.get_mut().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.files.disk().sync_dir(&self.dir).map_err(io_error("sync", &self.dir))?;
         Ok(to)
     }

@@ -552,6 +552,36 @@ fn after_a_failed_sync_nothing_more_is_taken() {
 }
 
 #[test]
+fn what_a_failed_sync_had_to_write_is_gone_when_the_log_is_opened_again() {
+    for seed in 0..20 {
+        let disk = SimDisk::new(seed);
+        let node = LogDirectory::open("/logs".into(), Arc::new(disk.clone()), 8).unwrap();
+        let reopened =
+            || node.open_log(TopicPartition::new(TopicName::new("orders").unwrap(), 0), TOPIC, config(), NOW).unwrap();
+        let mut log = reopened();
+        fill(&mut log, 3);
+        log.sync().unwrap();
+        fill(&mut log, 4);
+        disk.fail_syncs(1);
+        log.sync().unwrap_err();
+        node.distrust(&log);
+        drop(log);
+        let mut log = reopened();
+        assert_eq!(log.end(), Offset(3));
+        fill(&mut log, 2);
+        log.sync().unwrap();
+        drop(log);
+        assert_eq!(reopened().end(), Offset(5), "it is trusted again");
+        // What counts as synced outlives the power.
+        disk.crash();
+        let node = LogDirectory::open("/logs".into(), Arc::new(disk), 8).unwrap();
+        let log =
+            node.open_log(TopicPartition::new(TopicName::new("orders").unwrap(), 0), TOPIC, config(), NOW).unwrap();
+        assert_eq!((log.end(), log.damages().len()), (Offset(5), 0));
+    }
+}
+
+#[test]
 fn a_commit_of_many_logs_is_one_sync_and_of_few_is_one_each() {
     let disk = SimDisk::new(23);
     let node = LogDirectory::open("/logs".into(), Arc::new(disk.clone()), 8).unwrap();

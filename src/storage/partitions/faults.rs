@@ -163,6 +163,9 @@ impl Worker {
             self.faults.note(now, place, error);
             return;
         }
+        if let Some(held) = self.engine.log(place).filter(|held| !held.is_relaxed) {
+            self.directory.distrust(&held.log);
+        }
         self.give(now, Input::Unassigned(place));
         self.silence(place);
         self.faults.note(now, place, error);
