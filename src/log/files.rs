@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::{Disk, ReadFile, WriteFile};
@@ -15,6 +16,8 @@ pub struct Files {
     disk: Arc<dyn Disk>,
     capacity: usize,
     open: Mutex<Open>,
+    /// How many logs were opened.
+    logs: AtomicU64,
 }
 
 /// By name, with when each was used last.
@@ -43,7 +46,12 @@ pub const DEFAULT_OPEN_FILES: usize = 4096;
 impl Files {
     /// At most `capacity` files for reading and as many for writing stay open between their uses.
     pub fn new(disk: Arc<dyn Disk>, capacity: usize) -> Arc<Self> {
-        Arc::new(Self { disk, capacity: capacity.max(1), open: Mutex::default() })
+        Arc::new(Self { disk, capacity: capacity.max(1), open: Mutex::default(), logs: AtomicU64::new(0) })
+    }
+
+    /// From where on a log counts its cuts, so that what is of one that was open before it is not of this one.
+    pub(super) fn first_cut(&self) -> u64 {
+        self.logs.fetch_add(1, Ordering::Relaxed) << 32
     }
 
     pub fn disk(&self) -> &dyn Disk {

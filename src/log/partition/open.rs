@@ -104,6 +104,7 @@ impl Log {
             files.disk().sync_dir(&dir).map_err(io("sync"))?;
             names.bases.push(options.log_start);
         }
+        let cuts = files.first_cut();
         let mut log = Self {
             id,
             dir,
@@ -119,7 +120,7 @@ impl Log {
             snapshot: None,
             damages: Vec::new(),
             cleaned: options.cleaned,
-            cuts: 0,
+            cuts,
             compaction: None,
             disturbances: Disturbances::default(),
             poisoned: None,

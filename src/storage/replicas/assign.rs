@@ -44,14 +44,15 @@ impl<L: Log> Replicas<L> {
             Some(replica) => self.reassign(now, me, place, replica, assignment, out),
             None => {
                 let Some(log) = log else { return };
-                self.attempts.entry(place).and_modify(|attempt| *attempt += 1).or_insert(0);
+                let attempt = *self.attempts.entry(place).and_modify(|attempt| *attempt += 1).or_insert(0);
                 let (flushed, high_watermark) = (log.end(), log.start());
                 let before = Assignment { leader: None, ..assignment.clone() };
                 let role = Role::Waits;
                 let replica = Replica {
                     log,
                     flushed,
-                    generation: 0,
+                    // What a flush of the log before it says, is not of this one.
+                    generation: u64::from(attempt) << 32,
                     high_watermark,
                     assignment: before,
                     role,

@@ -477,6 +477,9 @@ fn who_gives_a_replica_up_leaves_the_in_sync_replicas_at_once_and_comes_back_whe
     assert_eq!(cluster.assignment.isr, [0, 1].map(StorageId));
     let assignment = cluster.assignment.clone();
     cluster.give(2, Input::Assigned { place: PLACE, assignment, log: Some(log) });
+    // Of a sync that began with the log before, and took its time.
+    cluster.give(2, Input::Flushed(vec![LogEnd { place: PLACE, end: Offset(1), generation: 0 }]));
+    assert_eq!(cluster.nodes[2].engine.held[&PLACE].flushed, Offset(0));
     cluster.settle(Duration::from_secs(2));
     assert_eq!(cluster.assignment.isr, [0, 1, 2].map(StorageId));
     assert_eq!(cluster.values(2), [11]);
