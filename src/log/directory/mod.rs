@@ -131,9 +131,12 @@ impl LogDirectory {
         Ok(log)
     }
 
-    /// To be called where a log failed, before it is dropped: opened again, it ends where it was synced. The kernel may have dropped
-    /// what it could not write, show it nevertheless, and let later syncs succeed. Nothing behind was ever said to be stored.
-    pub fn distrust(&self, log: &Log) {
+    /// To be called where a log failed, before it is dropped: it is cut where it was synced, nothing behind which was ever said to be
+    /// stored, at once or, where the disk does not even do that, when it is opened again ([`Log::cut_unsynced`]).
+    pub fn distrust(&self, log: &mut Log, now_ms: i64) {
+        if let Err(error) = log.cut_unsynced(now_ms) {
+            tracing::warn!(%error, "a log that failed is cut where it was synced when it is opened again");
+        }
         let mut distrusted = self.distrusted.lock().unwrap_or_else(PoisonError::into_inner);
         let end = distrusted.entry(log.id().clone()).or_insert_with(|| log.synced_end());
         *end = log.synced_end().min(*end);

@@ -86,6 +86,16 @@ impl Log {
         Ok(())
     }
 
+    /// Of a log that failed and is to be dropped: cuts off what was not synced, so that not even another process takes it for stored.
+    /// The kernel may have dropped what it could not write, show it nevertheless, and let later syncs succeed. `now_ms` is wall
+    /// time in milliseconds since 1970.
+    pub fn cut_unsynced(&mut self, now_ms: i64) -> Result<(), LogError> {
+        let cause = self.poisoned.take();
+        let cut = self.truncate_to(self.synced, now_ms);
+        self.poisoned = cause.or(self.poisoned.take());
+        cut.map(|_| ())
+    }
+
     /// Makes everything that was appended durable.
     pub fn sync(&mut self) -> Result<(), LogError> {
         match self.begin_sync()? {

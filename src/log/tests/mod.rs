@@ -562,10 +562,17 @@ fn what_a_failed_sync_had_to_write_is_gone_when_the_log_is_opened_again() {
         fill(&mut log, 3);
         log.sync().unwrap();
         fill(&mut log, 4);
-        disk.fail_syncs(1);
+        disk.fail_syncs(if seed < 10 { 1 } else { 2 });
         log.sync().unwrap_err();
-        node.distrust(&log);
+        node.distrust(&mut log, NOW);
+        assert!(matches!(log.append(&numbered(7), EPOCH, NOW), Err(LogError::Poisoned { .. })));
         drop(log);
+        if seed < 10 {
+            let other = LogDirectory::open("/logs".into(), Arc::new(disk.clone()), 8).unwrap();
+            let id = TopicPartition::new(TopicName::new("orders").unwrap(), 0);
+            assert_eq!(other.open_log(id, TOPIC, config(), NOW).unwrap().end(), Offset(3), "another process");
+        }
+        disk.fail_syncs(0);
         let mut log = reopened();
         assert_eq!(log.end(), Offset(3));
         fill(&mut log, 2);

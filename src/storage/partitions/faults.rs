@@ -1,36 +1,21 @@
-//! Replicas whose logs failed: others are to lead them, the heartbeat says so, and they are tried again after a while.
-//!
-//! - Where the disk does not take what it is given, the replica is given up, and opened anew once the disk takes something.
-//! - Where it has lost what it was given, the range is never served. A leader gives the leadership up first, and as a follower
-//!   cuts its log before the range and copies it anew. The last in-sync replica goes on leading: it is all there is.
+//! Replicas whose logs failed: what `replicas/faults.rs` decides is carried out, and the heartbeat says so.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::log::Failure;
+use super::log::{Failure, millis};
 use super::worker::Worker;
 use crate::log::LogError;
-use crate::storage::core::{InSyncWish, Place};
-use crate::storage::replicas::Input;
+use crate::storage::core::Place;
+use crate::storage::replicas::{Faults, Input, Retry, Standing, resignation};
 use crate::types::{Monotonic, Offset};
 use crate::wire::Health;
 
-const RETRY_MIN: Duration = Duration::from_secs(1);
-/// Who has made room is not to wait long. A try costs a megabyte that is written, and one look at each replica.
-const RETRY_MAX: Duration = Duration::from_secs(10);
 const LAG_EVERY: Duration = Duration::from_millis(250);
 const SAID_EVERY: Duration = Duration::from_secs(60);
 /// How many faults a heartbeat tells.
 const TOLD: usize = 16;
-
-pub(super) struct Fault {
-    words: String,
-    /// Where the first record is that cannot be read.
-    pub(super) damage: Option<Offset>,
-    retry_at: Monotonic,
-    pause: Duration,
-}
 
 /// What the heartbeat says of the partitions.
 #[derive(Clone, Default)]
@@ -82,73 +67,10 @@ impl Vitals {
     }
 }
 
-pub(super) struct Faults {
-    of: BTreeMap<Place, Fault>,
-    vitals: Vitals,
-    lag_at: Monotonic,
-}
-
-impl Faults {
-    pub(super) fn new(vitals: Vitals) -> Self {
-        Self { of: BTreeMap::new(), vitals, lag_at: Monotonic(0) }
-    }
-
-    pub(super) fn deadline(&self) -> Option<Monotonic> {
-        self.of.values().map(|fault| fault.retry_at).min()
-    }
-
-    pub(super) fn damage(&self, place: Place) -> Option<Offset> {
-        self.of.get(&place)?.damage
-    }
-
-    /// The replica works again, or is gone.
-    pub(super) fn forget(&mut self, place: Place) {
-        if self.of.remove(&place).is_some() {
-            self.tell();
-        }
-    }
-
-    /// Whether the heartbeats want to know anew how far followers lag.
-    pub(super) fn wants_lag(&mut self, now: Monotonic) -> bool {
-        let wants = now >= self.lag_at;
-        if wants {
-            self.lag_at = now + LAG_EVERY;
-        }
-        wants
-    }
-
-    pub(super) fn tell_lag(&self, largest: u64) {
-        self.vitals.0.lock().unwrap_or_else(PoisonError::into_inner).largest_lag = largest;
-    }
-
-    fn tell(&self) {
-        let faults = self.of.values().map(|fault| fault.words.clone()).take(TOLD).collect();
-        self.vitals.0.lock().unwrap_or_else(PoisonError::into_inner).faults = faults;
-    }
-
-    /// Whether it is not yet to be tried again. Damage does not wait: who follows has it copied anew.
-    pub(super) fn waits(&self, now: Monotonic, place: Place) -> bool {
-        self.of.get(&place).is_some_and(|fault| fault.damage.is_none() && now < fault.retry_at)
-    }
-
-    fn put_off(&mut self, now: Monotonic, place: Place, is_in_vain: bool) {
-        let Some(fault) = self.of.get_mut(&place) else { return };
-        if is_in_vain {
-            fault.pause = (fault.pause * 2).min(RETRY_MAX);
-        }
-        fault.retry_at = now + fault.pause;
-    }
-
-    fn note(&mut self, now: Monotonic, place: Place, error: &LogError) {
-        let pause = self.of.get(&place).map_or(RETRY_MIN, |known| (known.pause * 2).min(RETRY_MAX));
-        let damage = match error {
-            LogError::Damaged { damage, .. } => Some(damage.offsets.start),
-            _ => None,
-        };
-        let known = self.damage(place);
-        let damage = [damage, known].into_iter().flatten().min();
-        self.of.insert(place, Fault { words: error.to_string(), damage, retry_at: now + pause, pause });
-        self.tell();
+impl Vitals {
+    fn set_faults(&self, faults: &Faults) {
+        let faults = faults.words().take(TOLD).map(str::to_owned).collect();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).faults = faults;
     }
 }
 
@@ -158,97 +80,94 @@ impl Worker {
         let now = self.clock.monotonic();
         let error = error.error();
         tracing::error!(%error, "a replica is given up for now");
-        if self.is_alone(place) && error.is_out_of_space() {
-            // What it has can still be read, and nobody else can lead.
-            self.faults.note(now, place, error);
-            return;
+        let (standing, is_full) = (self.standing(place), error.is_out_of_space());
+        let is_given_up = self.faults.failed(now, place, error.to_string(), damage(error), standing, is_full);
+        self.vitals.set_faults(&self.faults);
+        if is_given_up {
+            let now_ms = millis(self.clock.wall());
+            if let Some(held) = self.engine.log_mut(place).filter(|held| !held.is_relaxed) {
+                self.directory.distrust(&mut held.log, now_ms);
+            }
+            self.give(now, Input::Unassigned(place));
+            self.silence(place);
+            self.resign(place);
         }
-        if let Some(held) = self.engine.log(place).filter(|held| !held.is_relaxed) {
-            self.directory.distrust(&held.log);
-        }
-        self.give(now, Input::Unassigned(place));
-        self.silence(place);
-        self.faults.note(now, place, error);
-        self.resign(place);
     }
 
     /// Records cannot be read that once were written.
     pub(super) fn unreadable(&mut self, place: Place, error: &LogError) {
-        let is_known = self.faults.damage(place).is_some();
-        if !matches!(error, LogError::Damaged { .. }) || is_known {
+        let damage = damage(error);
+        if damage.is_none() || self.faults.damage(place).is_some() {
             return;
         }
         tracing::error!(%error, "records are damaged");
-        let now = self.clock.monotonic();
-        self.faults.note(now, place, error);
+        self.faults.note(self.clock.monotonic(), place, error.to_string(), damage);
+        self.vitals.set_faults(&self.faults);
         self.resign(place);
+    }
+
+    /// The replica works again, or is gone.
+    pub(super) fn forget_fault(&mut self, place: Place) {
+        if self.faults.forget(place) {
+            self.vitals.set_faults(&self.faults);
+        }
     }
 
     /// Asks that another in-sync replica leads, if this node does and there is one.
     pub(super) fn resign(&mut self, place: Place) {
-        let Some(held) = self.held.get(&place) else { return };
-        let assignment = &held.assignment;
-        if self.me.is_none() || assignment.leader != self.me {
-            return;
+        let wish = self
+            .me
+            .zip(self.held.get(&place))
+            .and_then(|(me, held)| resignation(place, &held.assignment, me, &self.peers));
+        if let Some(wish) = wish {
+            self.ask_in_sync(vec![wish]);
         }
-        let others = assignment.isr.iter().filter(|node| Some(**node) != self.me);
-        let others = others.filter_map(|node| {
-            let peer = self.peers.get(node).filter(|peer| peer.active)?;
-            Some((*node, peer.node_epoch))
-        });
-        let members: Vec<_> = others.collect();
-        if members.is_empty() {
-            return;
-        }
-        let wish = InSyncWish {
-            place,
-            leader_epoch: assignment.leader_epoch,
-            partition_epoch: assignment.partition_epoch,
-            members,
-            settles: false,
-            recovered: false,
-        };
-        self.ask_in_sync(vec![wish]);
     }
 
-    /// Whether this node leads the partition, and no other replica is in sync.
-    fn is_alone(&self, place: Place) -> bool {
-        self.held.get(&place).is_some_and(|held| {
-            let assignment = &held.assignment;
-            assignment.leader == self.me && assignment.isr.iter().all(|node| Some(*node) == self.me)
-        })
+    /// None where this node does not hold it.
+    fn standing(&self, place: Place) -> Option<Standing> {
+        let assignment = &self.held.get(&place)?.assignment;
+        Some(Standing::new(assignment, self.me?, self.engine.log(place).is_none()))
     }
 
-    /// Whether a log that failed is to stay closed for now. Opened, a replica whose disk is full would be in sync for as long as there is
-    /// nothing to append, and fail as soon as it leads.
+    /// Whether a log that failed is to stay closed for now.
     pub(super) fn stays_closed(&self, now: Monotonic, place: Place) -> bool {
-        self.faults.waits(now, place) && self.engine.log(place).is_none() && !self.is_alone(place)
+        self.standing(place).is_some_and(|standing| self.faults.stays_closed(now, place, standing))
     }
 
     /// What is due is tried again.
     pub(super) fn retry_faults(&mut self, now: Monotonic) {
-        if self.faults.deadline().is_none_or(|at| now < at) {
-            return;
-        }
-        let due: Vec<_> =
-            self.faults.of.iter().filter(|(_, fault)| fault.retry_at <= now).map(|(place, _)| *place).collect();
         let mut disk_works = None;
-        for place in due {
-            let is_closed = self.engine.log(place).is_none();
-            let is_over = !is_closed && self.faults.damage(place).is_none();
-            let Some(held) = self.held.get(&place).filter(|_| !is_over).cloned() else {
-                self.faults.forget(place);
-                continue;
-            };
-            self.resign(place);
-            let tries = is_closed
-                && (self.is_alone(place)
-                    || held.assignment.leader != self.me
-                        && *disk_works.get_or_insert_with(|| self.directory.probe().is_ok()));
-            self.faults.put_off(now, place, is_closed && !tries);
-            if tries {
-                self.take_up(now, held, None);
+        for place in self.faults.due(now) {
+            let standing = self.standing(place);
+            let directory = &self.directory;
+            let works = || *disk_works.get_or_insert_with(|| directory.probe().is_ok());
+            match self.faults.retry(now, place, standing, works) {
+                Retry::Over => self.forget_fault(place),
+                Retry::Resign => self.resign(place),
+                Retry::Open => {
+                    self.resign(place);
+                    if let Some(held) = self.held.get(&place).cloned() {
+                        self.take_up(now, held, None);
+                    }
+                }
             }
         }
+    }
+
+    /// Tells now and then how far followers lag.
+    pub(super) fn tell_lag(&mut self, now: Monotonic) {
+        if now >= self.lag_at {
+            self.lag_at = now + LAG_EVERY;
+            let largest = self.engine.largest_lag();
+            self.vitals.0.lock().unwrap_or_else(PoisonError::into_inner).largest_lag = largest;
+        }
+    }
+}
+
+fn damage(error: &LogError) -> Option<Offset> {
+    match error {
+        LogError::Damaged { damage, .. } => Some(damage.offsets.start),
+        _ => None,
     }
 }

@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 use super::answer::Reply;
 use super::coordinator::Coordinator;
 use super::data::Pending;
-use super::faults::{Faults, Whose};
+use super::faults::{Vitals, Whose};
 use super::fetches::Fetches;
 use super::flush::{Flusher, Synced};
 use super::log::{Failure, PartitionLog, millis};
@@ -22,7 +22,7 @@ use crate::disk::RealDisk;
 use crate::log::{DEFAULT_OPEN_FILES, Log, LogConfig, LogDirectory, LogError, TopicPartition, WantedLog};
 use crate::process::Clock;
 use crate::storage::core::{self, InSyncWish, Peer, Place, Token, Unassigned};
-use crate::storage::replicas::{Effect, Input, Led, LogEnd, Replicas};
+use crate::storage::replicas::{Effect, Faults, Input, Led, LogEnd, Replicas};
 use crate::storage::shell::Event;
 use crate::types::{Monotonic, StorageId};
 
@@ -37,6 +37,8 @@ pub(super) struct Worker {
     pub(super) peers: BTreeMap<StorageId, Peer>,
     pub(super) me: Option<StorageId>,
     pub(super) faults: Faults,
+    pub(super) vitals: Vitals,
+    pub(super) lag_at: Monotonic,
     pub(super) upkeep: Upkeep,
     flusher: Flusher,
     pub(super) fetches: Fetches,
@@ -79,7 +81,9 @@ pub(super) fn start(
         held: BTreeMap::new(),
         peers: BTreeMap::new(),
         me: None,
-        faults: Faults::new(vitals.clone()),
+        faults: Faults::default(),
+        vitals: vitals.clone(),
+        lag_at: Monotonic(0),
         upkeep: Upkeep::new(stray_retention),
         flusher,
         fetches: Fetches::default(),
@@ -163,9 +167,7 @@ impl Worker {
         for fetch in self.fetches.take_due(now) {
             self.fetch(now, fetch).await;
         }
-        if self.faults.wants_lag(now) {
-            self.faults.tell_lag(self.engine.largest_lag());
-        }
+        self.tell_lag(now);
         self.time_out(now).await;
     }
 
@@ -374,7 +376,7 @@ impl Worker {
         if follows {
             log.truncate_to(start, millis(self.clock.wall()))?;
             tracing::warn!(partition = %log.id(), from = %start, "copies anew what was damaged");
-            self.faults.forget(place);
+            self.forget_fault(place);
         } else if let Some(damage) = log.damages().first() {
             let (partition, damage) = (log.id().clone(), Box::new(damage.clone()));
             self.unreadable(place, &LogError::Damaged { partition, damage });
@@ -412,7 +414,7 @@ impl Worker {
         let Unassigned { place, is_deliberate } = gone;
         self.give(now, Input::Unassigned(place));
         self.silence(place);
-        self.faults.forget(place);
+        self.forget_fault(place);
         let Some(Held { id, .. }) = self.held.remove(&place) else { return };
         let done = if is_deliberate {
             self.directory.remove(&id)

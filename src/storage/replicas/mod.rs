@@ -11,6 +11,7 @@
 mod api;
 mod assign;
 mod clients;
+mod faults;
 mod follow;
 mod in_sync;
 mod lead;
@@ -22,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 pub use api::{Acks, Append, AppendError, Effect, Input, Log, LogEnd, Read, Settings};
+pub use faults::{Faults, Retry, Standing, resignation};
 
 use crate::replication::{Follower, Leader};
 use crate::storage::core::{Assignment, Call, Member, Peer, Place, Token};
