@@ -19,6 +19,8 @@ pub trait Disk: Send + Sync {
     fn create(&self, path: &Path) -> io::Result<Box<dyn WriteFile>>;
     /// Opens an existing file for writing at its end.
     fn append(&self, path: &Path) -> io::Result<Box<dyn WriteFile>>;
+    /// Writes these bytes over those that an existing file has at `at`, for the next sync to write them again.
+    fn overwrite(&self, path: &Path, at: u64, bytes: &[u8]) -> io::Result<()>;
     /// Opens an existing file for reading. It stays readable when its name is taken away.
     fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>>;
     /// Replaces `to` by `from`, at once or not at all. A folder takes what is in it along.
@@ -93,6 +95,10 @@ impl Disk for RealDisk {
 
     fn append(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
         Ok(Box::new(RealFile(OpenOptions::new().append(true).open(path)?)))
+    }
+
+    fn overwrite(&self, path: &Path, at: u64, bytes: &[u8]) -> io::Result<()> {
+        OpenOptions::new().write(true).open(path)?.write_all_at(bytes, at)
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {

@@ -295,6 +295,20 @@ impl Inode {
         self.old_tail.clear();
     }
 
+    /// By the same bytes: what else comes of other ones is not played.
+    fn overwrite(&mut self, at: usize, bytes: &[u8]) -> io::Result<()> {
+        let range = at..at + bytes.len();
+        let there = self.data.get(range.clone()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        if there != bytes {
+            return Err(io::Error::other("the simulated disk overwrites only with what is there"));
+        }
+        self.synced = self.synced.min(at);
+        if range.contains(&self.dropped.start) {
+            self.dropped.start = range.end.min(self.dropped.end);
+        }
+        Ok(())
+    }
+
     fn fail_to_sync(&mut self) {
         let start = if self.dropped.is_empty() { self.synced } else { self.dropped.start };
         self.dropped = start..self.data.len();
@@ -356,6 +370,16 @@ impl Disk for SimDisk {
         state.step()?;
         let inode = state.inode(path)?;
         Ok(self.handle(&state, inode))
+    }
+
+    fn overwrite(&self, path: &Path, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.lock();
+        state.step()?;
+        if state.capacity.is_some_and(|capacity| state.used() >= capacity) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let inode = state.inode(path)?;
+        state.inodes[inode].overwrite(at as usize, bytes)
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::queue::SECOND;
-use super::records::SimLog;
+use super::records::{RecordDisk, SimLog};
 use super::world::{CONTROLLERS, COPY, Proc, World, name};
 use crate::disk::sim::SimDisk;
 use crate::disk::{Disk, MetadataStore, Recovered};
@@ -22,6 +22,7 @@ pub struct Folder {
     pub failing: bool,
     /// The partitions' logs, while no process has them open.
     pub logs: BTreeMap<Place, SimLog>,
+    pub records: RecordDisk,
 }
 
 const DIR: &str = "/metadata";
@@ -53,7 +54,16 @@ impl World {
         let disk = SimDisk::new(self.rng.next());
         let directory = DirectoryId(self.rng.uuid());
         let (cluster, id, node_epoch, logs) = (None, None, None, BTreeMap::new());
-        self.folders.push(Folder { disk, directory, cluster, id, node_epoch, failing: false, logs });
+        self.folders.push(Folder {
+            disk,
+            directory,
+            cluster,
+            id,
+            node_epoch,
+            failing: false,
+            logs,
+            records: RecordDisk::default(),
+        });
         self.folders.len() - 1
     }
 
@@ -85,7 +95,8 @@ impl World {
             logs.extend(open.map(|(place, log, _)| (place, log.clone())));
         }
         let (directory, cluster, id, node_epoch) = (*directory, *cluster, *id, *node_epoch);
-        let folder = Folder { disk, directory, cluster, id, node_epoch, failing: false, logs };
+        let folder =
+            Folder { disk, directory, cluster, id, node_epoch, failing: false, logs, records: RecordDisk::default() };
         self.folders.push(folder);
         self.folders.len() - 1
     }

@@ -42,6 +42,8 @@ enum Kind {
     SyncFails,
     DiskFull,
     SlowDisk,
+    RecordsFull,
+    RecordsSyncFails,
     Strange,
     Terminate,
     TerminateController,
@@ -71,6 +73,8 @@ const KINDS: &[(Kind, u64)] = &[
     (Kind::SyncFails, 4),
     (Kind::DiskFull, 4),
     (Kind::SlowDisk, 6),
+    (Kind::RecordsFull, 8),
+    (Kind::RecordsSyncFails, 8),
     (Kind::Strange, 20),
     (Kind::Terminate, 10),
     (Kind::TerminateController, 5),
@@ -81,6 +85,7 @@ pub enum Mend {
     Link(Proc),
     Weather,
     Disk(usize),
+    Records(usize),
     Copy,
 }
 
@@ -222,6 +227,7 @@ impl World {
             }
             Kind::EmptyDisk | Kind::OldDisk | Kind::CopiedDisk => self.disturb_disk(kind),
             Kind::SyncFails | Kind::DiskFull | Kind::SlowDisk => self.fail_disk(kind),
+            Kind::RecordsFull | Kind::RecordsSyncFails => self.fail_records(kind),
             Kind::Strange => self.say_something_strange(),
             Kind::Terminate => {
                 let proc = self.some_node();
@@ -396,6 +402,20 @@ impl World {
         self.queue.after(span, Event::Mend(Mend::Disk(folder)));
     }
 
+    /// The disk of a node's records has no room for a while, or fails to sync what it was given.
+    fn fail_records(&mut self, kind: Kind) {
+        let proc = self.some_node();
+        let folder = self.hosts[proc].folder;
+        let records = &self.folders[folder].records;
+        if kind == Kind::RecordsSyncFails {
+            return records.fail_to_sync();
+        }
+        self.seen.fault("full disks of records");
+        records.set_full(true);
+        let span = self.rng.between(100, 9_000) * MS;
+        self.queue.after(span, Event::Mend(Mend::Records(folder)));
+    }
+
     /// Anybody may publish anything on any subject.
     fn say_something_strange(&mut self) {
         self.seen.fault("strange messages");
@@ -492,6 +512,7 @@ impl World {
             Mend::Disk(folder) => {
                 self.folders[folder].recover();
             }
+            Mend::Records(folder) => self.folders[folder].records.set_full(false),
             Mend::Copy => self.end_copy(),
         }
     }
@@ -527,6 +548,7 @@ impl World {
         self.weather = Default::default();
         self.end_copy();
         self.folders.iter_mut().for_each(Folder::recover);
+        self.folders.iter().for_each(|folder| folder.records.set_full(false));
         for proc in 0..COPY {
             self.mend_link(proc);
             self.hosts[proc].slow_disk_until = 0;

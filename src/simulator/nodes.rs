@@ -145,7 +145,8 @@ impl World {
 
     pub fn plan_node(&mut self, proc: Proc) {
         let Some(node) = &self.nodes[proc - CONTROLLERS] else { return };
-        let deadlines = [node.core.next_deadline(), node.replicas.engine.next_deadline()];
+        let replicas = &node.replicas;
+        let deadlines = [node.core.next_deadline(), replicas.engine.next_deadline(), replicas.faults.deadline()];
         self.plan_tick(proc, deadlines.into_iter().flatten().min());
     }
 

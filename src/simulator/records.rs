@@ -2,6 +2,8 @@
 //! `log::producers` finds it, by what the log has.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -44,9 +46,40 @@ impl Record {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("sequence {expected} is next")]
-pub struct OutOfOrder {
-    expected: u32,
+pub enum Failure {
+    #[error("sequence {expected} is next")]
+    OutOfOrder { expected: u32 },
+    #[error("the disk is full")]
+    Full,
+}
+
+/// The disk of a node's logs. Clones are the same one.
+#[derive(Clone, Default, Debug)]
+pub struct RecordDisk(Arc<RecordDiskState>);
+
+#[derive(Default, Debug)]
+struct RecordDiskState {
+    is_full: AtomicBool,
+    fails_to_sync: AtomicBool,
+}
+
+impl RecordDisk {
+    pub fn is_full(&self) -> bool {
+        self.0.is_full.load(Ordering::Relaxed)
+    }
+
+    pub fn set_full(&self, full: bool) {
+        self.0.is_full.store(full, Ordering::Relaxed);
+    }
+
+    /// The next sync fails.
+    pub fn fail_to_sync(&self) {
+        self.0.fails_to_sync.store(true, Ordering::Relaxed);
+    }
+
+    pub fn takes_sync(&self) -> bool {
+        !self.0.fails_to_sync.swap(false, Ordering::Relaxed)
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -64,6 +97,9 @@ pub struct SimLog {
     pub restarted: bool,
     /// The last batch was a retry.
     pub repeated: bool,
+    disk: RecordDisk,
+    /// From where on a sync that failed had something to write: it is seen, and gone with the power.
+    dropped: Option<i64>,
 }
 
 impl SimLog {
@@ -85,16 +121,27 @@ impl SimLog {
     pub fn crash(&mut self, rng: &mut Rng) {
         let end = self.start + self.records.len() as i64;
         let kept = rng.between(self.durable as u64, end as u64) as i64;
-        self.cut(kept);
+        self.cut(self.dropped.map_or(kept, |dropped| kept.min(dropped)));
         self.removed.clear();
     }
 
     /// Whoever opens it flushes what is there.
-    pub fn open(&mut self) {
+    pub fn open(&mut self, disk: &RecordDisk) {
+        self.disk = disk.clone();
         self.durable = self.start + self.records.len() as i64;
         self.removed.clear();
         self.restarted = false;
         self.cut(self.durable);
+    }
+
+    /// A sync failed.
+    pub fn fail_to_sync(&mut self) {
+        self.dropped = Some(self.dropped.unwrap_or(self.durable));
+    }
+
+    /// It failed, and what was not synced is written once more, as `Log::rewrite_unsynced` does it.
+    pub fn rewrite_unsynced(&mut self) {
+        self.dropped = None;
     }
 
     fn cut(&mut self, end: i64) {
@@ -103,6 +150,7 @@ impl SimLog {
         self.removed.extend((from..).zip(self.records.drain(kept..)));
         self.epochs.truncate_to(Offset(from));
         self.durable = self.durable.min(from);
+        self.dropped = self.dropped.filter(|dropped| *dropped < from);
         self.cuts += 1;
         self.producers.clear();
         for (offset, record) in (self.start..).zip(self.records.clone()) {
@@ -127,7 +175,7 @@ impl SimLog {
 }
 
 impl Log for SimLog {
-    type Error = OutOfOrder;
+    type Error = Failure;
 
     fn start(&self) -> Offset {
         Offset(self.start)
@@ -141,12 +189,12 @@ impl Log for SimLog {
         &self.epochs
     }
 
-    fn begin_epoch(&mut self, epoch: LeaderEpoch) -> Result<(), OutOfOrder> {
+    fn begin_epoch(&mut self, epoch: LeaderEpoch) -> Result<(), Failure> {
         self.epochs.append(epoch, self.end());
         Ok(())
     }
 
-    fn append(&mut self, batch: Bytes, epoch: LeaderEpoch, _: WallTime) -> Result<Offset, OutOfOrder> {
+    fn append(&mut self, batch: Bytes, epoch: LeaderEpoch, _: WallTime) -> Result<Offset, Failure> {
         let record = Record { epoch, ..Record::read(&batch) };
         self.repeated = false;
         if let Some(known) = self.producers.get(&record.producer) {
@@ -156,19 +204,25 @@ impl Log for SimLog {
             }
             let expected = known.back().map_or(record.sequence, |(last, _)| last + 1);
             if expected != record.sequence {
-                return Err(OutOfOrder { expected });
+                return Err(Failure::OutOfOrder { expected });
             }
+        }
+        if self.disk.is_full() {
+            return Err(Failure::Full);
         }
         self.push(record);
         Ok(Offset(self.end().0 - 1))
     }
 
-    fn copy(&mut self, batches: Bytes) -> Result<(), OutOfOrder> {
+    fn copy(&mut self, batches: Bytes) -> Result<(), Failure> {
+        if self.disk.is_full() {
+            return Err(Failure::Full);
+        }
         batches.chunks_exact(RECORD).for_each(|record| self.push(Record::read(record)));
         Ok(())
     }
 
-    fn read(&self, from: Offset, max_bytes: usize) -> Result<Read, OutOfOrder> {
+    fn read(&self, from: Offset, max_bytes: usize) -> Result<Read, Failure> {
         let mut batches = BytesMut::new();
         let first = usize::try_from(from.0 - self.start).unwrap_or(0);
         let records = self.records.iter().skip(first).take((max_bytes / RECORD).max(1));
@@ -177,18 +231,18 @@ impl Log for SimLog {
         Ok(Read { pieces: [batches.freeze()].into_iter().collect(), end })
     }
 
-    fn truncate_to(&mut self, end: Offset) -> Result<(), OutOfOrder> {
+    fn truncate_to(&mut self, end: Offset) -> Result<(), Failure> {
         self.cut(end.0);
         Ok(())
     }
 
-    fn restart_at(&mut self, start: Offset) -> Result<(), OutOfOrder> {
+    fn restart_at(&mut self, start: Offset) -> Result<(), Failure> {
         self.cut(self.start);
         (self.start, self.durable, self.epochs, self.restarted) = (start.0, start.0, EpochHistory::default(), true);
         Ok(())
     }
 
-    fn delete_before(&mut self, start: Offset) -> Result<(), OutOfOrder> {
+    fn delete_before(&mut self, start: Offset) -> Result<(), Failure> {
         let gone = usize::try_from(start.0 - self.start).unwrap_or(0).min(self.records.len());
         self.records.drain(..gone);
         self.start += gone as i64;

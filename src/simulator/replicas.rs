@@ -6,15 +6,20 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::bus::Answer;
+use super::disks::Folder;
 use super::producers::Refused;
 use super::queue::{MS, Time};
-use super::records::{OutOfOrder, Record, SimLog};
+use super::records::{Failure, Record, RecordDisk, SimLog};
+use super::sabotage::{Bug, planted};
 use super::world::{CONTROLLERS, COPY, Mail, Proc, World, name};
 use crate::replication::AckError;
 use crate::storage::core::{
     Assignment, Call, CallError, InSyncOutcome, Input as CoreInput, Member, Peer, Place, Token, Unassigned,
 };
-use crate::storage::replicas::{Acks, Append, AppendError, Effect, Input, Led, Log, LogEnd, Replicas, Settings};
+use crate::storage::replicas::{
+    Acks, Append, AppendError, Effect, Faults, Input, Led, Log, LogEnd, Replicas, Retry, Settings, Standing,
+    resignation,
+};
 use crate::types::{Monotonic, Offset, StorageId};
 
 /// What the core says to the replicas' thread, in order.
@@ -41,6 +46,7 @@ pub enum Data {
     Poll { payload: Bytes, from: Asker },
     PollAnswer { call: Call, result: Result<Bytes, CallError> },
     Flushed(Vec<(LogEnd, u64)>),
+    NotFlushed(Vec<LogEnd>),
     Produce { place: Place, record: Record, acks: Acks, request: u64 },
 }
 
@@ -64,6 +70,12 @@ pub struct ReplicasProc {
     tokens: u64,
     polls: BTreeMap<Token, Asker>,
     pending: BTreeMap<Token, Pending>,
+    /// As the metadata has them, whether or not their logs work.
+    held: BTreeMap<Place, Assignment>,
+    peers: BTreeMap<StorageId, Peer>,
+    pub faults: Faults,
+    /// What came of what an effect led to.
+    more: Vec<Effect<Failure>>,
     /// Up to where each replica was held against what is committed, and in which generation of that.
     pub checked: BTreeMap<Place, (u64, i64)>,
 }
@@ -93,6 +105,10 @@ impl ReplicasProc {
             tokens: 0,
             polls: BTreeMap::new(),
             pending: BTreeMap::new(),
+            held: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            faults: Faults::default(),
+            more: Vec::new(),
             checked: BTreeMap::new(),
         }
     }
@@ -112,6 +128,10 @@ impl ReplicasProc {
     /// How a partition stands that is led here, while anything may be said of it.
     pub fn led(&self, now: Monotonic, place: Place) -> Option<Led> {
         self.engine.led(place).filter(|_| self.lease.is_some_and(|until| now < until))
+    }
+
+    fn standing(&self, place: Place) -> Option<Standing> {
+        Some(Standing::new(self.held.get(&place)?, self.follows_as?, self.engine.log(place).is_none()))
     }
 
     fn log(&self, place: Place) -> &SimLog {
@@ -143,7 +163,10 @@ impl World {
                 replicas.follows_as = Some(member.storage);
                 vec![Input::Member(member)]
             }
-            Data::Command(Command::Peers(peers)) => vec![Input::Peers(peers)],
+            Data::Command(Command::Peers(peers)) => {
+                replicas.peers = peers.clone();
+                vec![Input::Peers(peers)]
+            }
             Data::Command(Command::Replicas { assigned, unassigned }) => self.assigned(proc, assigned, unassigned),
             Data::Command(Command::MayLead(may)) => {
                 replicas.told_may_lead = may;
@@ -165,6 +188,17 @@ impl World {
                 }
                 vec![Input::Flushed(ends.into_iter().map(|(end, _)| end).collect())]
             }
+            Data::NotFlushed(ends) => {
+                for LogEnd { place, .. } in ends {
+                    if let Some(log) =
+                        self.nodes[proc - CONTROLLERS].as_mut().and_then(|node| node.replicas.engine.log_mut(place))
+                    {
+                        log.fail_to_sync();
+                        self.replica_failed(proc, place, false);
+                    }
+                }
+                Vec::new()
+            }
             Data::Produce { place, record, acks, request } => return self.produce(proc, place, record, acks, request),
         };
         self.drive_replicas(proc, inputs);
@@ -176,24 +210,87 @@ impl World {
         assigned: Vec<(Place, Assignment)>,
         unassigned: Vec<Unassigned>,
     ) -> Vec<Input<SimLog>> {
-        let logs = &mut self.folders[self.hosts[proc].folder].logs;
+        let now = self.clock(proc);
+        let Folder { logs, records, .. } = &mut self.folders[self.hosts[proc].folder];
         let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return Vec::new() };
-        let mut inputs = Vec::new();
+        let replicas = &mut node.replicas;
+        let (mut inputs, mut resigning) = (Vec::new(), Vec::new());
         for gone in unassigned {
-            node.replicas.listening.remove(&gone.place);
+            replicas.listening.remove(&gone.place);
+            replicas.held.remove(&gone.place);
+            replicas.faults.forget(gone.place);
             logs.remove(&gone.place);
             inputs.push(Input::Unassigned(gone.place));
         }
         for (place, assignment) in assigned {
-            let is_new = node.replicas.engine.log(place).is_none();
-            let log = is_new.then(|| {
-                let mut log = logs.remove(&place).unwrap_or_default();
-                log.open();
-                log
-            });
+            replicas.held.insert(place, assignment.clone());
+            if replicas.standing(place).is_some_and(|standing| replicas.faults.stays_closed(now, place, standing)) {
+                resigning.push(place);
+                continue;
+            }
+            let is_new = replicas.engine.log(place).is_none();
+            let log = is_new.then(|| opened(logs, records, place));
             inputs.push(Input::Assigned { place, assignment, log });
         }
+        resigning.into_iter().for_each(|place| self.resign(proc, place));
         inputs
+    }
+
+    /// As `storage/partitions/faults.rs` has it.
+    fn replica_failed(&mut self, proc: Proc, place: Place, is_full: bool) {
+        let now = self.clock(proc);
+        let logs = &mut self.folders[self.hosts[proc].folder].logs;
+        let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
+        let replicas = &mut node.replicas;
+        let standing = replicas.standing(place);
+        let is_given_up = replicas.faults.failed(now, place, "it failed".into(), None, standing, is_full);
+        if !is_given_up {
+            return self.seen.event("last in-sync replica kept on a full disk");
+        }
+        if let Some(log) = replicas.engine.log_mut(place) {
+            let mut log = std::mem::take(log);
+            if !planted(Bug::FailedSyncTrusted) {
+                log.rewrite_unsynced();
+            }
+            logs.insert(place, log);
+        }
+        replicas.listening.remove(&place);
+        replicas.engine.take(now, Input::Unassigned(place), &mut replicas.more);
+        self.seen.event("replica given up");
+        self.note(|| format!("{} gives up {}.{}", name(proc), place.0, place.1));
+        self.resign(proc, place);
+    }
+
+    fn resign(&mut self, proc: Proc, place: Place) {
+        let Some(node) = &self.nodes[proc - CONTROLLERS] else { return };
+        let ReplicasProc { held, peers, follows_as, .. } = &node.replicas;
+        let wish = follows_as.zip(held.get(&place)).and_then(|(me, held)| resignation(place, held, me, peers));
+        if let Some(wish) = wish {
+            let delay = self.rng.between(5, 300);
+            self.report(delay, proc, Mail::Node(CoreInput::InSyncWishes(vec![wish])));
+        }
+    }
+
+    fn retry_faults(&mut self, proc: Proc) {
+        let now = self.clock(proc);
+        let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
+        for place in node.replicas.faults.due(now) {
+            let Folder { logs, records, .. } = &mut self.folders[self.hosts[proc].folder];
+            let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
+            let replicas = &mut node.replicas;
+            match replicas.faults.retry(now, place, replicas.standing(place), || !records.is_full()) {
+                Retry::Over => _ = replicas.faults.forget(place),
+                Retry::Resign => self.resign(proc, place),
+                Retry::Open => {
+                    if let Some(assignment) = replicas.held.get(&place).cloned() {
+                        let log = Some(opened(logs, records, place));
+                        replicas.engine.take(now, Input::Assigned { place, assignment, log }, &mut replicas.more);
+                    }
+                    self.seen.event("replica opened again");
+                    self.resign(proc, place);
+                }
+            }
+        }
     }
 
     fn produce(&mut self, proc: Proc, place: Place, record: Record, acks: Acks, request: u64) {
@@ -228,8 +325,10 @@ impl World {
             replicas.engine.take(now, Input::MayLead(may), &mut effects);
         }
         inputs.into_iter().for_each(|input| replicas.engine.take(now, input, &mut effects));
+        self.retry_faults(proc);
         loop {
             let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
+            effects.append(&mut node.replicas.more);
             node.replicas.engine.step(now, &mut effects);
             if effects.is_empty() {
                 break;
@@ -245,7 +344,7 @@ impl World {
         self.plan_node(proc);
     }
 
-    fn carry_out_for_replicas(&mut self, proc: Proc, effect: Effect<OutOfOrder>) {
+    fn carry_out_for_replicas(&mut self, proc: Proc, effect: Effect<Failure>) {
         let life = self.hosts[proc].life;
         match effect {
             Effect::Poll { call, to, message, .. } => self.poll(Asker { proc, life, call }, to, message),
@@ -258,6 +357,10 @@ impl World {
             Effect::Flush(ends) => {
                 let delay = self.disk_time(proc);
                 let Some(node) = &self.nodes[proc - CONTROLLERS] else { return };
+                if !ends.is_empty() && !self.folders[self.hosts[proc].folder].records.takes_sync() {
+                    self.seen.fault("failed syncs of records");
+                    return self.report(delay, proc, Mail::Data(Data::NotFlushed(ends)));
+                }
                 let cuts = |end: &LogEnd| node.replicas.engine.log(end.place).map_or(0, |log| log.cuts);
                 let ends = ends.into_iter().map(|end| (end, cuts(&end))).collect();
                 self.report(delay, proc, Mail::Data(Data::Flushed(ends)));
@@ -280,6 +383,7 @@ impl World {
                     node.replicas.listening.remove(&place);
                 }
             }
+            Effect::Failed { place, error: Failure::Full } => self.replica_failed(proc, place, false),
             Effect::Unreadable { place, error } | Effect::Failed { place, error } => {
                 self.checker.break_rule(9, || format!("{} gives up {place:?}: {error}", name(proc)));
             }
@@ -308,7 +412,7 @@ impl World {
         }
     }
 
-    fn acknowledge(&mut self, proc: Proc, token: Token, result: Result<Offset, AppendError<OutOfOrder>>) {
+    fn acknowledge(&mut self, proc: Proc, token: Token, result: Result<Offset, AppendError<Failure>>) {
         let now = self.clock(proc);
         let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
         let Some(Pending { place, record, acks, request }) = node.replicas.pending.remove(&token) else { return };
@@ -329,7 +433,11 @@ impl World {
                 self.seen.event("acknowledgement refused for want of in-sync replicas");
                 Err(Refused::Later)
             }
-            Err(AppendError::Log(OutOfOrder { .. })) => Err(Refused::OutOfOrder),
+            Err(AppendError::Log(Failure::OutOfOrder { .. })) => Err(Refused::OutOfOrder),
+            Err(AppendError::Log(Failure::Full)) => {
+                self.replica_failed(proc, place, true);
+                Err(Refused::Later)
+            }
         };
         if outcome.is_err() || leads {
             self.reply(proc, request, Answer::Produced(outcome));
@@ -362,4 +470,11 @@ impl World {
             self.seen.event("old records deleted");
         }
     }
+}
+
+/// A log of which nobody has heard is new.
+fn opened(logs: &mut BTreeMap<Place, SimLog>, records: &RecordDisk, place: Place) -> SimLog {
+    let mut log = logs.remove(&place).unwrap_or_default();
+    log.open(records);
+    log
 }

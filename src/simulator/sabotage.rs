@@ -53,6 +53,10 @@ pub enum Bug {
     RetryAtOnce,
     /// A replica that is not in sync leads though its topic forbids that.
     UncleanAnyway,
+    /// What a failed sync had to write is taken for stored.
+    FailedSyncTrusted,
+    /// What the disk did not take is acknowledged.
+    FailedAppendStored,
 }
 
 thread_local! {

@@ -125,21 +125,22 @@ impl LogDirectory {
             Log::open(id.clone(), self.dir.join(id.to_string()), config, self.files.clone(), options, now_ms)?;
         let distrusted = self.distrusted.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied();
         if let Some(from) = distrusted {
-            log.truncate_to(from, now_ms)?;
+            log.rewrite_from(from)?;
             self.distrusted.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         }
         Ok(log)
     }
 
-    /// To be called where a log failed, before it is dropped: it is cut where it was synced, nothing behind which was ever said to be
-    /// stored, at once or, where the disk does not even do that, when it is opened again ([`Log::cut_unsynced`]).
-    pub fn distrust(&self, log: &mut Log, now_ms: i64) {
-        if let Err(error) = log.cut_unsynced(now_ms) {
-            tracing::warn!(%error, "a log that failed is cut where it was synced when it is opened again");
-        }
+    /// To be called where a log failed, before it is dropped: what was not synced is written once more, at once or, where the disk does
+    /// not even take that, when the log is opened again ([`Log::rewrite_unsynced`]).
+    pub fn distrust(&self, log: &Log) {
+        let rewritten = log.rewrite_unsynced();
         let mut distrusted = self.distrusted.lock().unwrap_or_else(PoisonError::into_inner);
-        let end = distrusted.entry(log.id().clone()).or_insert_with(|| log.synced_end());
-        *end = log.synced_end().min(*end);
+        let from = distrusted.remove(log.id()).map_or(log.synced_end(), |from| from.min(log.synced_end()));
+        if let Err(error) = rewritten {
+            tracing::warn!(%error, "what a failed sync had to write is written once more when the log is opened again");
+            distrusted.insert(log.id().clone(), from);
+        }
     }
 
     /// Gives another name to the directory of a topic that has been deleted, or made anew meanwhile: nothing serves it any

@@ -187,7 +187,7 @@ impl Log {
 
     /// Where in the active segment the first batch is that ends at or behind an offset, and the log's end if it is cut there;
     /// and whether that batch lies wholly behind the offset.
-    fn place_of(&self, offset: Offset) -> std::io::Result<(u64, Offset, bool)> {
+    pub(super) fn place_of(&self, offset: Offset) -> std::io::Result<(u64, Offset, bool)> {
         let segment = self.active();
         let from = segment.floor(&self.files, &self.dir, Offset(offset.0 - 1))?;
         let file = self.files.reader(&self.path(segment.base, LOG))?;

@@ -15,6 +15,9 @@ use crate::types::Offset;
 /// So many bytes of a segment are appended before its indexes are written; a restart after a kill reads as many again.
 const SPILL_BYTES: u64 = 16 << 20;
 
+/// How much of what a failed sync had to write is in memory at a time.
+const REWRITE_BYTES: usize = 1 << 20;
+
 /// A checkpoint whose files are written and not all in their places.
 pub(in super::super) struct StagedCheckpoint {
     /// The names that files which stand aside are to get.
@@ -86,14 +89,34 @@ impl Log {
         Ok(())
     }
 
-    /// Of a log that failed and is to be dropped: cuts off what was not synced, so that not even another process takes it for stored.
-    /// The kernel may have dropped what it could not write, show it nevertheless, and let later syncs succeed. `now_ms` is wall
-    /// time in milliseconds since 1970.
-    pub fn cut_unsynced(&mut self, now_ms: i64) -> Result<(), LogError> {
-        let cause = self.poisoned.take();
-        let cut = self.truncate_to(self.synced, now_ms);
-        self.poisoned = cause.or(self.poisoned.take());
-        cut.map(|_| ())
+    /// Of a log that failed: writes what was not synced over itself, for the next sync to write it. The kernel may have dropped what it
+    /// could not write, show it nevertheless, and let later syncs succeed without it. Cut off it must not be: a leader would go on
+    /// with other records under the same offsets and epoch.
+    pub fn rewrite_unsynced(&self) -> Result<(), LogError> {
+        let segment = self.active();
+        let path = self.path(segment.base, LOG);
+        let rewrite = || {
+            // A segment is begun once all before it is synced.
+            let mut at = if self.synced > segment.base { self.place_of(self.synced)?.0 } else { 0 };
+            let file = self.files.disk().open(&path)?;
+            let mut chunk = vec![0; REWRITE_BYTES];
+            loop {
+                let read = disk::read_full(&*file, at, &mut chunk)?;
+                if read == 0 {
+                    return Ok(());
+                }
+                self.files.disk().overwrite(&path, at, &chunk[..read])?;
+                at += read as u64;
+            }
+        };
+        rewrite().map_err(self.io("write once more", &path))
+    }
+
+    /// The same for a log that was opened since, and was synced up to `from` when it failed; with the sync.
+    pub(in super::super) fn rewrite_from(&mut self, from: Offset) -> Result<(), LogError> {
+        self.synced = self.synced.min(from);
+        self.rewrite_unsynced()?;
+        self.sync()
     }
 
     /// Makes everything that was appended durable.

@@ -57,6 +57,10 @@ impl Disk for Hooked {
         self.disk.append(path)
     }
 
+    fn overwrite(&self, path: &Path, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.disk.overwrite(path, at, bytes)
+    }
+
     fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
         Hooked::run(&self.reading);
         Ok(Box::new(HookedFile(self.disk.open(path)?, self.clone())))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::log::{Failure, millis};
+use super::log::Failure;
 use super::worker::Worker;
 use crate::log::LogError;
 use crate::storage::core::Place;
@@ -75,18 +75,22 @@ impl Vitals {
 }
 
 impl Worker {
-    /// The engine gave the replica up, or is to.
+    /// An append or a sync failed.
     pub(super) fn failed(&mut self, place: Place, error: &Failure) {
+        self.failed_so(place, error, error.error().is_out_of_space());
+    }
+
+    /// `is_full`: the disk takes nothing, and what it has can still be read by what the engine has open.
+    pub(super) fn failed_so(&mut self, place: Place, error: &Failure, is_full: bool) {
         let now = self.clock.monotonic();
         let error = error.error();
         tracing::error!(%error, "a replica is given up for now");
-        let (standing, is_full) = (self.standing(place), error.is_out_of_space());
+        let standing = self.standing(place);
         let is_given_up = self.faults.failed(now, place, error.to_string(), damage(error), standing, is_full);
         self.vitals.set_faults(&self.faults);
         if is_given_up {
-            let now_ms = millis(self.clock.wall());
-            if let Some(held) = self.engine.log_mut(place).filter(|held| !held.is_relaxed) {
-                self.directory.distrust(&mut held.log, now_ms);
+            if let Some(held) = self.engine.log(place).filter(|held| !held.is_relaxed) {
+                self.directory.distrust(&held.log);
             }
             self.give(now, Input::Unassigned(place));
             self.silence(place);

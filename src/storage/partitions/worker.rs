@@ -262,7 +262,8 @@ impl Worker {
             }
             Effect::LeadsNoMore(place) => self.silence(place),
             Effect::Unreadable { place, error } => self.unreadable(place, error.error()),
-            Effect::Failed { place, error } => self.failed(place, &error),
+            // The engine does nothing more with it.
+            Effect::Failed { place, error } => self.failed_so(place, &error, false),
         }
     }
 

@@ -197,6 +197,6 @@ pub enum Effect<E> {
     LeadsNoMore(Place),
     /// A follower asked for records that cannot be read. The replica goes on.
     Unreadable { place: Place, error: E },
-    /// A log cannot be written or read; the node is to give up its replica.
+    /// A log cannot be written or read: the replica neither leads nor follows, and is to be given up ([`Input::Unassigned`]).
     Failed { place: Place, error: E },
 }

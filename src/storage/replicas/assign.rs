@@ -82,6 +82,7 @@ impl<L: Log> Replicas<L> {
         if !same {
             self.leave_role(place, &mut replica, out);
             if let Err(error) = self.take_role(now, me, place, &mut replica, out) {
+                self.held.insert(place, replica);
                 out.push(Effect::Failed { place, error });
                 return;
             }
@@ -103,7 +104,7 @@ impl<L: Log> Replicas<L> {
     }
 
     /// Whoever waits at a leadership that ends learns that its fate is open.
-    fn leave_role(&mut self, place: Place, replica: &mut Replica<L>, out: &mut Vec<Effect<L::Error>>) {
+    pub(super) fn leave_role(&mut self, place: Place, replica: &mut Replica<L>, out: &mut Vec<Effect<L::Error>>) {
         let local = std::mem::take(&mut replica.local).into_iter().map(|(_, waiter)| waiter);
         let mut over: Vec<_> = local.collect();
         match std::mem::replace(&mut replica.role, Role::Waits) {

@@ -32,7 +32,14 @@ impl<L: Log> Replicas<L> {
         }
         #[cfg(test)]
         let before = replica.log.end();
-        let first = replica.log.append(batch, leader.leader_epoch(), wall).map_err(AppendError::Log)?;
+        let appended = replica.log.append(batch, leader.leader_epoch(), wall);
+        #[cfg(test)]
+        let appended = if crate::simulator::planted(crate::simulator::Bug::FailedAppendStored) {
+            appended.or(Ok(before))
+        } else {
+            appended
+        };
+        let first = appended.map_err(AppendError::Log)?;
         let end = replica.log.end();
         #[cfg(test)]
         if end == before && crate::simulator::planted(crate::simulator::Bug::RetryAtOnce) {

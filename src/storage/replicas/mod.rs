@@ -266,9 +266,13 @@ impl<L: Log> Replicas<L> {
         self.behind.iter().filter_map(lag).max().unwrap_or(0)
     }
 
-    /// The log failed: nobody may count on it.
+    /// The log failed: nobody may count on it. It stays here until the replica is given up.
     fn fail(&mut self, place: Place, error: L::Error, out: &mut Vec<Effect<L::Error>>) {
-        self.unassign(place, out);
+        if let Some(mut replica) = self.held.remove(&place) {
+            self.leave_role(place, &mut replica, out);
+            self.unflushed.remove(&place);
+            self.held.insert(place, replica);
+        }
         out.push(Effect::Failed { place, error });
     }
 }
