@@ -126,6 +126,10 @@ impl World {
     }
 
     fn decided(&mut self, operation: &Operation, outcome: Result<Changed, Code>) {
+        if operation.verb == "replace" {
+            // Where it was refused, who still cannot join says it again.
+            self.clients.to_replace.retain(|id| id.to_string() != operation.name);
+        }
         match outcome {
             Ok(changed) => {
                 self.seen.event(match operation.verb {
@@ -136,9 +140,6 @@ impl World {
                     "replace" => "node replaced",
                     _ => "node removed",
                 });
-                if operation.verb == "replace" {
-                    self.clients.to_replace.retain(|id| id.to_string() != operation.name);
-                }
                 self.clients.versions.insert(operation.name.clone(), changed.version);
                 self.check_acknowledged(&operation.id, changed.version);
             }

@@ -86,6 +86,8 @@ pub enum Mend {
     Weather,
     Disk(usize),
     Records(usize),
+    /// The power goes once more.
+    Power(Proc),
     Copy,
 }
 
@@ -408,7 +410,13 @@ impl World {
         let folder = self.hosts[proc].folder;
         let records = &self.folders[folder].records;
         if kind == Kind::RecordsSyncFails {
-            return records.fail_to_sync();
+            records.fail_to_sync();
+            if self.rng.chance(400) {
+                // What the kernel shows, and the disk does not have, is gone then.
+                let span = self.rng.between(1_200, 6_000) * MS;
+                self.queue.after(span, Event::Mend(Mend::Power(proc)));
+            }
+            return;
         }
         self.seen.fault("full disks of records");
         records.set_full(true);
@@ -513,6 +521,8 @@ impl World {
                 self.folders[folder].recover();
             }
             Mend::Records(folder) => self.folders[folder].records.set_full(false),
+            Mend::Power(proc) if self.faults.healed_at.is_none() => self.crash(proc, true, Some(500 * MS)),
+            Mend::Power(_) => {}
             Mend::Copy => self.end_copy(),
         }
     }

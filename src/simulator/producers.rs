@@ -13,8 +13,9 @@ use crate::types::LeaderEpoch;
 pub const PRODUCERS: usize = 3;
 /// How long one tries to get a record acknowledged.
 const PATIENCE: Time = 15 * SECOND;
-/// After so long nothing of a record's is under way any more, so that it may be deleted.
-const OLD: Time = 12 * SECOND;
+/// After so long nothing of a record's is under way any more, so that it may be deleted: who begins anew behind it does not know its
+/// producer.
+const OLD: Time = 20 * SECOND;
 
 /// Why a record is not acknowledged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,7 +87,9 @@ impl World {
         }
         // The first one goes alone: of a producer that a log does not know, it takes any.
         let window = if session.next == 0 { 1 } else { session.window };
-        let waits = session.open.len() >= window || session.open.contains_key(&0);
+        // From the oldest unsettled one on, as the client's: a leader remembers only the last five.
+        let oldest = session.open.keys().next().map(|oldest| *oldest as usize);
+        let waits = oldest.is_some_and(|oldest| session.next as usize >= oldest + window) || oldest == Some(0);
         if !is_over && !waits {
             let sequence = session.next;
             session.next += 1;

@@ -152,7 +152,10 @@ impl SimLog {
         self.durable = self.durable.min(from);
         self.dropped = self.dropped.filter(|dropped| *dropped < from);
         self.cuts += 1;
-        self.producers.clear();
+        // As a snapshot of the producers does it, those are kept whose records were deleted.
+        let start = self.start;
+        self.producers.values_mut().for_each(|known| known.retain(|(_, offset)| *offset < start));
+        self.producers.retain(|_, known| !known.is_empty());
         for (offset, record) in (self.start..).zip(self.records.clone()) {
             self.remember(offset, &record);
         }

@@ -366,9 +366,15 @@ impl Controller {
     }
 
     pub(super) fn session_state(&mut self, id: StorageId, state: NodeState, version: Version) {
+        let is_mine = matches!(self.role, Role::Active { .. });
         let Some(session) = self.sessions.get_mut(&id) else { return };
         match state {
             NodeState::Fenced | NodeState::Removed => session.fenced_at = version,
+            NodeState::Active if session.ended && !is_mine => {
+                // Another controller has heard it since, over a connection that this one has not heard of yet.
+                session.ended = false;
+                session.connection = None;
+            }
             NodeState::Active | NodeState::Draining => {}
         }
         if session.wanted == WantedState::Draining && state == NodeState::Fenced {

@@ -54,6 +54,11 @@ impl Truth {
         found.map(|(at, (record, by))| (at, *record, *by))
     }
 
+    /// Whether there was an unclean election after this leader epoch.
+    fn is_past(&self, epoch: LeaderEpoch) -> bool {
+        self.unclean.last().is_some_and(|unclean| *unclean > epoch)
+    }
+
     fn lose(&mut self, from: usize, epoch: LeaderEpoch) {
         for (record, _) in self.committed.drain(from..) {
             self.offsets.remove(&(record.producer, record.sequence));
@@ -196,7 +201,8 @@ impl World {
         let Some(node) = &self.nodes[proc - CONTROLLERS] else { return };
         let Some(log) = node.replicas.engine.log(place) else { return };
         let truth = self.checker.records.places.entry(place).or_default();
-        if truth.is_excused {
+        // What a leader before an unclean election makes of it later on is lost, and said to nobody: it has no lease.
+        if truth.is_excused || truth.is_past(epoch) {
             return;
         }
         let first = truth.committed.len() as i64;
@@ -378,8 +384,10 @@ impl World {
             let Some(truth) = self.checker.records.places.get(&place).filter(|truth| !truth.is_excused) else {
                 continue;
             };
-            // What was committed once, and is lost, is below the high watermark of who has not heard of it.
-            let from = if known.0 == truth.generation { known.1 } else { high_watermark.0 };
+            // What was committed once, and is lost, is below the high watermark of who has not heard of it; and so is what a leader
+            // makes of its records who has not heard of an unclean election.
+            let is_past = replicas.engine.led(place).is_some_and(|led| truth.is_past(led.leader_epoch));
+            let from = if known.0 == truth.generation && !is_past { known.1 } else { high_watermark.0 };
             let from = from.min(high_watermark.0).max(log.start().0);
             // What it found committed as a leader that had no lease any more is looked at once somebody says so.
             let to = high_watermark.0.min(truth.committed.len() as i64);

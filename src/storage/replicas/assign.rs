@@ -109,6 +109,12 @@ impl<L: Log> Replicas<L> {
         let mut over: Vec<_> = local.collect();
         match std::mem::replace(&mut replica.role, Role::Waits) {
             Role::Leads(leader) => {
+                let mut in_sync = leader.in_sync().clone();
+                if in_sync.maximal().count() > in_sync.committed().len() {
+                    // The answer may find nobody.
+                    in_sync.not_granted(in_sync.partition_epoch());
+                    self.open_admissions.insert(place, (leader.leader_epoch(), in_sync));
+                }
                 // What it took for committed without a lease does not count: who comes back begins with the metadata on its
                 // disk, and may have been alone in sync by that.
                 over.extend(leader.into_waiting());
@@ -140,9 +146,11 @@ impl<L: Log> Replicas<L> {
         out: &mut Vec<Effect<L::Error>>,
     ) -> Result<(), L::Error> {
         let held = &replica.assignment;
+        let open = self.open_admissions.remove(&place).filter(|(epoch, _)| *epoch == held.leader_epoch);
         match held.leader {
             Some(leader) if leader == me => {
-                let in_sync = InSync::new(held.partition_epoch, held.isr.iter().copied());
+                let new = || InSync::new(held.partition_epoch, held.isr.iter().copied());
+                let in_sync = open.map_or_else(new, |(_, in_sync)| in_sync);
                 let ends: (Offset, Offset, Offset) = (replica.high_watermark, replica.flushed, replica.log.end());
                 let settings = leader_settings(&self.settings, held);
                 let leader = Leader::new(me, held.leader_epoch, settings, in_sync, ends);

@@ -25,7 +25,7 @@ use std::ops::Bound;
 pub use api::{Acks, Append, AppendError, Effect, Input, Log, LogEnd, Read, Settings};
 pub use faults::{Faults, Retry, Standing, resignation};
 
-use crate::replication::{Follower, Leader};
+use crate::replication::{Follower, InSync, Leader};
 use crate::storage::core::{Assignment, Call, Member, Peer, Place, Token};
 use crate::types::{LeaderEpoch, Monotonic, Offset, StorageId};
 use follow::Link;
@@ -74,6 +74,9 @@ pub struct Replicas<L: Log> {
     throttle: Throttle,
     /// How often each replica's log was opened anew in this incarnation: it may have lost what it had said that it has.
     attempts: BTreeMap<Place, u32>,
+    /// Of leaderships that ended while it was open whether somebody had been admitted: it still is, where this node leads again in the
+    /// same leader epoch, as it may after its log failed.
+    open_admissions: BTreeMap<Place, (LeaderEpoch, InSync)>,
     /// Written, and no flush asked for yet.
     unflushed: BTreeSet<Place>,
     /// Led, and to be looked at: somebody may join or leave the in-sync replicas.
@@ -108,6 +111,7 @@ impl<L: Log> Replicas<L> {
             sessions: BTreeMap::new(),
             throttle: Throttle::default(),
             attempts: BTreeMap::new(),
+            open_admissions: BTreeMap::new(),
             unflushed: BTreeSet::new(),
             asks: BTreeSet::new(),
             behind: BTreeSet::new(),
