@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::append::Purpose;
+use super::office::Role;
 use super::sessions::Session;
 use super::{Controller, Level};
 use crate::metadata::{NodeState, Record, StorageNode, rules};
@@ -54,7 +55,7 @@ impl Controller {
         let (now, timeout) = (self.mono(), self.settings.session_timeout);
         let Some(session) = session else { return !grace };
         if session.ended {
-            return true;
+            return self.is_ended_still(session);
         }
         let silent = !grace && now.since(self.last_heard(session)) >= timeout;
         // Nor is what could not be heard of its progress, before this term or while it was cut off, taken for none.
@@ -63,6 +64,17 @@ impl Controller {
         let silent = silent && !crate::simulator::planted(crate::simulator::Bug::Deaf);
         let hung = Duration::from_millis(session.health.sync_stalled_ms) >= timeout;
         silent || idle || hung
+    }
+
+    /// What this controller heard of a connection before its term may be overtaken by what it could not hear: whoever came back over
+    /// another one is heard within a heartbeat or two.
+    fn is_ended_still(&self, session: &Session) -> bool {
+        match self.role {
+            Role::Active { since, .. } => {
+                session.ended_at >= since || self.mono().since(since) >= 2 * self.settings.heartbeat_interval
+            }
+            Role::Starting | Role::Standby | Role::Electing | Role::Halted { .. } => false,
+        }
     }
 
     /// From when a node's silence counts.

@@ -26,6 +26,7 @@ pub(super) struct Session {
     pub(super) health: Health,
     /// Its connection ended on its own side, and it was not heard over another one since.
     pub(super) ended: bool,
+    pub(super) ended_at: Monotonic,
     /// It is to be told nothing of a lease before it has this: leaderships moved away from it there, or it was fenced.
     pub(super) lost_leadership_at: Version,
     pub(super) fenced_at: Version,
@@ -49,6 +50,7 @@ impl Session {
             wanted: WantedState::Starting,
             health: Health::default(),
             ended: false,
+            ended_at: Monotonic(0),
             lost_leadership_at: Version::ZERO,
             fenced_at: Version::ZERO,
             behind: None,
@@ -338,8 +340,9 @@ impl Controller {
 
     pub(super) fn session_ended(&mut self, connection: &Connection) {
         let ended = |session: &super::sessions::Session| session.connection.as_ref() == Some(connection);
+        let now = self.mono();
         let found = self.sessions.iter_mut().find(|(_, session)| ended(session)).map(|(id, session)| {
-            session.ended = true;
+            (session.ended, session.ended_at) = (true, now);
             *id
         });
         if let Some(id) = found {
