@@ -185,32 +185,42 @@ impl Log {
         Ok(())
     }
 
-    /// Where in the active segment the first batch is that ends at or behind an offset, and the log's end if it is cut there;
-    /// and whether that batch lies wholly behind the offset.
+    /// Where in the active segment the last readable batch up to an offset ends, and the log's end if it is cut there; and whether
+    /// only a hole lies between it and the offset. Nothing damaged is left at the end: it would be taken for a torn tail when the
+    /// log is opened, and the log would end elsewhere.
     pub(super) fn place_of(&self, offset: Offset) -> std::io::Result<(u64, Offset, bool)> {
         let segment = self.active();
         let from = segment.floor(&self.files, &self.dir, Offset(offset.0 - 1))?;
+        match self.place_behind(from, offset)? {
+            Some(place) => Ok(place),
+            // The batch of the index entry is damaged itself.
+            None => Ok(self.place_behind(0, offset)?.unwrap_or((0, segment.base, false))),
+        }
+    }
+
+    /// The same, as far as the batches from a position on tell; none where the first of them is damaged.
+    fn place_behind(&self, from: u64, offset: Offset) -> std::io::Result<Option<(u64, Offset, bool)>> {
+        let segment = self.active();
         let file = self.files.reader(&self.path(segment.base, LOG))?;
-        let scan = Scan { from, end: segment.bytes, expected: None, below: self.end, verify: false };
+        let scan = Scan { from, end: segment.bytes, expected: None, below: self.end, verify: true };
         let mut scanner = Scanner::new(file, scan);
-        let mut place = (from, segment.base, true);
+        let mut place = (from == 0).then_some((0, segment.base, true));
+        let mut damaged = false;
         while let Some(found) = scanner.next()? {
             match found {
                 Found::Batch { position, header } if header.next_offset() <= offset => {
-                    place = (position + header.size() as u64, header.next_offset(), true);
+                    place = Some((position + header.size() as u64, header.next_offset(), true));
+                    damaged = false;
                 }
                 Found::Batch { header, .. } => {
-                    place.2 = header.base_offset >= offset;
-                    break;
+                    return Ok(
+                        place.map(|(position, end, _)| (position, end, header.base_offset >= offset && !damaged))
+                    );
                 }
-                Found::Damage { offsets, .. } if offsets.end > offset => {
-                    place.2 = offsets.start >= offset;
-                    break;
-                }
-                Found::Damage { positions, offsets, .. } => place = (positions.end, offsets.end, true),
+                Found::Damage { .. } => damaged = true,
             }
         }
-        Ok(place)
+        Ok(place.map(|(position, end, is_hole)| (position, end, is_hole && !damaged)))
     }
 
     /// The largest timestamp, and the entry that is due next, after a cut: the batches behind the last index entry tell.

@@ -445,6 +445,27 @@ fn damage_that_a_restart_finds_is_kept_apart_from_a_torn_tail() {
     assert_eq!(log.end(), Offset(39), "the last batch is a torn tail");
 }
 
+/// Also where the index points at what is damaged.
+#[test]
+fn a_cut_leaves_nothing_damaged_at_the_end() {
+    let config = || LogConfig { segment_bytes: 1 << 20, index_interval_bytes: 300, ..config() };
+    let size = numbered(0).len() as u64;
+    let path = segment::path(&dir(), Offset::ZERO, "log");
+    for (number, at) in (0..40).flat_map(|number| [16, 70].map(|at| (number, at))) {
+        let disk = SimDisk::new(66);
+        let mut log = open(&disk, config());
+        fill(&mut log, 45);
+        log.checkpoint().unwrap();
+        disk.flip_bit(&path, number * size + at, 3);
+        let damaged = Offset(number as i64);
+        assert_eq!(log.truncate_to(Offset(damaged.0 + 1), NOW).unwrap(), damaged, "byte {at}");
+        drop(log);
+        let log = open(&disk, config());
+        assert_eq!((log.end(), log.damages()), (damaged, &[][..]), "byte {at}");
+        assert_eq!(offsets(&records_from(&log, Offset::ZERO)), (0..damaged.0).collect::<Vec<_>>());
+    }
+}
+
 #[test]
 fn a_full_disk_refuses_and_the_log_goes_on_once_there_is_room() {
     let disk = SimDisk::new(20);
