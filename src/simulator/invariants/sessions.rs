@@ -19,6 +19,7 @@ pub struct Sent {
     pub proc: Proc,
     pub life: u64,
     pub generation: u64,
+    pub sequence: u64,
     pub version: Version,
 }
 
@@ -28,8 +29,12 @@ pub struct Heard {
 }
 
 impl World {
-    /// A heartbeat reaches a controller's ears, be it busy or not.
+    /// A heartbeat reaches a controller's ears, be it busy or not. One that another overtook tells nothing new.
     pub fn heartbeat_arrives(&mut self, controller: Proc, at: Time, sent: Sent) {
+        let held = self.checker.heard.get(&(controller, sent.proc)).map(|heard| heard.sent);
+        if held.is_some_and(|held| held.life == sent.life && held.sequence >= sent.sequence) {
+            return;
+        }
         self.checker.heard.insert((controller, sent.proc), Heard { at, sent });
     }
 
