@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use super::batch::{self, BatchError, BatchHeader, Record};
 use super::checkpoint::{self, LEADER_EPOCHS, PARTITION_METADATA};
 use super::index::{IndexEntry, IndexError, OffsetEntry, TimeEntry, parse_index};
-use super::scan::{Found, Scan, Scanner};
+use super::scan::{Begin, Found, Scan, Scanner};
 use super::segment::{self, INDEX, LOG, SNAPSHOT, TIME_INDEX};
 use crate::disk::{self, Disk, ReadFile};
 use crate::types::Offset;
@@ -78,8 +78,8 @@ impl SegmentDump {
     /// `deep`: the records too.
     pub fn open(disk: &dyn Disk, path: &Path, deep: bool) -> io::Result<Self> {
         let file: Arc<dyn ReadFile> = disk.open(path)?.into();
-        let expected = Some(base_of(path));
-        let scan = Scan { from: 0, end: file.size()?, expected, below: Offset(i64::MAX), verify: true };
+        let from = Begin::At { position: 0, expected: base_of(path) };
+        let scan = Scan { from, end: file.size()?, below: Offset(i64::MAX), verify: true };
         Ok(Self { scanner: Scanner::new(file.clone(), scan), file, deep })
     }
 

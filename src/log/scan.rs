@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::batch::{BatchError, BatchHeader, HEADER_BYTES, size_of_next};
+use super::index::OffsetEntry;
 use crate::disk::{self, ReadFile};
 use crate::types::Offset;
 
@@ -26,14 +27,38 @@ pub(super) enum Found {
     },
 }
 
+/// Where a scan begins, and what the first batch there is known to be.
+#[derive(Clone, Copy)]
+pub(super) enum Begin {
+    /// Its base offset is at least this one. Holes are no damage: compaction and followers of a compacted log make them.
+    At { position: u64, expected: Offset },
+    /// An index entry says that its last offset is this one.
+    Entry { position: u64, last_offset: Offset },
+}
+
+impl Begin {
+    /// At an index entry, or at the beginning of a segment with this base.
+    pub fn in_segment(base: Offset, entry: Option<OffsetEntry>) -> Self {
+        match entry {
+            None => Self::At { position: 0, expected: base },
+            Some(entry) => Self::Entry {
+                position: entry.position.max(0) as u64,
+                last_offset: Offset(base.0 + i64::from(entry.relative_offset)),
+            },
+        }
+    }
+
+    pub fn position(self) -> u64 {
+        let (Self::At { position, .. } | Self::Entry { position, .. }) = self;
+        position
+    }
+}
+
 /// How a scan is done.
 pub(super) struct Scan {
-    pub from: u64,
+    pub from: Begin,
     /// Where the readable bytes end.
     pub end: u64,
-    /// What the first batch's base offset is at least; none where that is not known. Holes are no damage: compaction and
-    /// followers of a compacted log make them.
-    pub expected: Option<Offset>,
     /// What offsets are below.
     pub below: Offset,
     /// Whether the checksums are looked at.
@@ -44,6 +69,8 @@ pub(super) struct Scanner {
     file: Arc<dyn ReadFile>,
     scan: Scan,
     position: u64,
+    /// What the next batch's base offset is at least.
+    expected: Offset,
     start: u64,
     bytes: Vec<u8>,
     window: usize,
@@ -51,8 +78,12 @@ pub(super) struct Scanner {
 
 impl Scanner {
     pub fn new(file: Arc<dyn ReadFile>, scan: Scan) -> Self {
-        let position = scan.from;
-        Self { file, scan, position, start: position, bytes: Vec::new(), window: WINDOW_BYTES }
+        let position = scan.from.position();
+        let expected = match scan.from {
+            Begin::At { expected, .. } => expected,
+            Begin::Entry { .. } => Offset::ZERO,
+        };
+        Self { file, scan, position, expected, start: position, bytes: Vec::new(), window: WINDOW_BYTES }
     }
 
     /// Reads less at once, for who wants a few batches only.
@@ -70,26 +101,29 @@ impl Scanner {
         if self.position >= self.scan.end {
             return Ok(None);
         }
-        let (from, expected) = (self.position, self.scan.expected);
-        match self.batch_at(from, true)? {
+        let from = self.position;
+        let awaited = match self.scan.from {
+            Begin::Entry { position, last_offset } if position == from => Some(last_offset),
+            Begin::Entry { .. } | Begin::At { .. } => None,
+        };
+        let found = self.batch_at(from, true)?.and_then(|header| match awaited {
+            Some(last) if last != header.last_offset() => Err(header.wrong_offsets()),
+            Some(_) | None => Ok(header),
+        });
+        match found {
             Ok(header) => {
-                self.pass(from, &header);
+                (self.position, self.expected) = (from + header.size() as u64, header.next_offset());
                 Ok(Some(Found::Batch { position: from, header }))
             }
             Err(error) => {
+                let start = awaited.unwrap_or(self.expected);
+                self.expected = awaited.map_or(start, |last| Offset(last.0.saturating_add(1)));
                 let (to, next) = self.resume(from)?;
-                let start = expected.unwrap_or(next);
-                self.position = to;
-                self.scan.expected = Some(next);
+                (self.position, self.expected) = (to, next);
                 let offsets = start..next.max(start);
                 Ok(Some(Found::Damage { positions: from..to, offsets, what: error.to_string() }))
             }
         }
-    }
-
-    fn pass(&mut self, position: u64, header: &BatchHeader) {
-        self.position = position + header.size() as u64;
-        self.scan.expected = Some(header.next_offset());
     }
 
     /// The first place behind a damage where a batch can be read, and its base offset.
@@ -126,13 +160,8 @@ impl Scanner {
             Ok(header) => header,
             Err(error) => return Ok(Err(error)),
         };
-        let (base, delta) = (header.base_offset.0, header.last_offset_delta);
-        let fits = match self.scan.expected {
-            Some(expected) => header.base_offset >= expected,
-            None => true,
-        };
-        if !fits || header.next_offset() > self.scan.below {
-            return Ok(Err(BatchError::Offsets { base, delta }));
+        if header.base_offset < self.expected || header.next_offset() > self.scan.below {
+            return Ok(Err(header.wrong_offsets()));
         }
         let available = self.scan.end.saturating_sub(position);
         if header.size() as u64 > available {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::batch::{BatchHeader, NONE};
 use super::index::{Index, IndexEntry, OffsetEntry, Searched, TimeEntry, parse_index};
 use super::partition::relative;
+use super::scan::Begin;
 use super::{Files, checkpoint};
 use crate::disk;
 use crate::types::Offset;
@@ -194,12 +195,12 @@ impl Segment {
         self.bytes_since_spill = 0;
     }
 
-    /// Where the batch is to begin a search for `offset` at.
-    pub fn floor(&self, files: &Files, dir: &Path, offset: Offset) -> io::Result<u64> {
+    /// Where to begin a search for `offset`.
+    pub fn floor(&self, files: &Files, dir: &Path, offset: Offset) -> io::Result<Begin> {
         let relative = relative(offset, self.base);
         let file = || files.reader(&path(dir, self.base, INDEX));
         let found = self.offsets.last_where(file, |entry| entry.relative_offset <= relative)?;
-        Ok(found.map_or(0, |entry| entry.position.max(0) as u64))
+        Ok(Begin::in_segment(self.base, found))
     }
 
     /// The last entry of the time index whose timestamp is below `timestamp`: no batch up to its offset reaches it.

@@ -172,6 +172,11 @@ impl BatchHeader {
         Offset(self.last_offset().0 + 1)
     }
 
+    /// What is wrong where the batch is whole, and none that belongs there.
+    pub(in crate::log) fn wrong_offsets(&self) -> BatchError {
+        BatchError::Offsets { base: self.base_offset.0, delta: self.last_offset_delta }
+    }
+
     /// The leader epoch, unless the batch was never appended by a leader.
     pub fn epoch(&self) -> Option<LeaderEpoch> {
         u32::try_from(self.leader_epoch).ok().map(LeaderEpoch)

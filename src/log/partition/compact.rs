@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
 
 use super::super::batch::{self, BatchHeader, Record};
-use super::super::scan::{Found, Scan, Scanner};
+use super::super::scan::{Begin, Found, Scan, Scanner};
 use super::super::segment::{self, INDEX, LOG, Segment, TIME_INDEX};
 use super::super::{Damage, Files, LogError};
 use super::{Log, MaintenanceLimits};
@@ -354,7 +354,7 @@ impl Log {
         let opened = self.files.disk().open(&path);
         let file: Arc<dyn ReadFile> = opened.map_err(self.io("open", &path))?.into();
         let end = self.segments[&base].bytes;
-        let scan = Scan { from: 0, end, expected: Some(base), below: self.upper_bound(base), verify: true };
+        let scan = Scan { from: Begin::in_segment(base, None), end, below: self.upper_bound(base), verify: true };
         Ok(Batches { scanner: Scanner::new(file.clone(), scan), file, path })
     }
 }

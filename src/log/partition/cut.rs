@@ -1,7 +1,7 @@
 //! Taking away: the log's end where histories part, its beginning where it is old, too large, or not wanted any more.
 
 use super::super::producers::Producers;
-use super::super::scan::{Found, Scan, Scanner};
+use super::super::scan::{Begin, Found, Scan, Scanner};
 use super::super::segment::{self, LOG, SNAPSHOT, Segment};
 use super::super::{EpochHistory, LogError};
 use super::Log;
@@ -194,17 +194,20 @@ impl Log {
         match self.place_behind(from, offset)? {
             Some(place) => Ok(place),
             // The batch of the index entry is damaged itself.
-            None => Ok(self.place_behind(0, offset)?.unwrap_or((0, segment.base, false))),
+            None => {
+                let place = self.place_behind(Begin::in_segment(segment.base, None), offset)?;
+                Ok(place.unwrap_or((0, segment.base, false)))
+            }
         }
     }
 
     /// The same, as far as the batches from a position on tell; none where the first of them is damaged.
-    fn place_behind(&self, from: u64, offset: Offset) -> std::io::Result<Option<(u64, Offset, bool)>> {
+    fn place_behind(&self, from: Begin, offset: Offset) -> std::io::Result<Option<(u64, Offset, bool)>> {
         let segment = self.active();
         let file = self.files.reader(&self.path(segment.base, LOG))?;
-        let scan = Scan { from, end: segment.bytes, expected: None, below: self.end, verify: true };
+        let scan = Scan { from, end: segment.bytes, below: self.end, verify: true };
         let mut scanner = Scanner::new(file, scan);
-        let mut place = (from == 0).then_some((0, segment.base, true));
+        let mut place = (from.position() == 0).then_some((0, segment.base, true));
         let mut damaged = false;
         while let Some(found) = scanner.next()? {
             match found {
@@ -230,10 +233,10 @@ impl Log {
         let file = self.files.reader(&self.path(base, LOG))?;
         let active = self.active_mut();
         active.bytes = position;
-        let from = active.offsets.last().map_or(0, |entry| entry.position.max(0) as u64);
-        active.count_from(from);
+        let from = Begin::in_segment(base, active.offsets.last());
+        active.count_from(from.position());
         self.active_mut().first_timestamp = self.first_timestamp(base)?;
-        let scan = Scan { from, end: position, expected: None, below: end, verify: false };
+        let scan = Scan { from, end: position, below: end, verify: false };
         let mut scanner = Scanner::new(file, scan);
         while let Some(found) = scanner.next()? {
             if let Found::Batch { position, header } = found {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::super::batch::{BatchHeader, HEADER_BYTES};
 use super::super::checkpoint::{self, LEADER_EPOCHS, PARTITION_METADATA};
 use super::super::producers::Producers;
-use super::super::scan::{Found, Scan, Scanner};
+use super::super::scan::{Begin, Found, Scan, Scanner};
 use super::super::segment::{self, LOG, SNAPSHOT, Segment};
 use super::super::{Damage, EpochHistory, Files, LogError, TopicPartition};
 use super::compact::{self, Swap};
@@ -236,35 +236,32 @@ impl Log {
     ) -> std::io::Result<Option<(u64, Offset)>> {
         let (files, dir, interval) = (self.files.clone(), self.dir.clone(), self.config.index_interval_bytes);
         let entry = self.segment_mut(base).offsets.last().filter(|_| from_index);
-        let from = entry.map_or(0, |entry| entry.position.max(0) as u64);
-        let mut awaited = entry.map(|entry| Offset(base.0 + i64::from(entry.relative_offset)));
-        if let Some(last) = awaited {
+        let from = Begin::in_segment(base, entry);
+        if let Begin::Entry { last_offset, .. } = from {
             // The time index is written first, and may know of more.
-            self.segment_mut(base).cut_indexes(&files, &dir, Offset(last.0 + 1))?;
+            self.segment_mut(base).cut_indexes(&files, &dir, Offset(last_offset.0 + 1))?;
         }
-        self.segment_mut(base).count_from(from);
+        self.segment_mut(base).count_from(from.position());
         let path = self.path(base, LOG);
         let file: Arc<dyn disk::ReadFile> = files.disk().open(&path)?.into();
-        let expected = awaited.is_none().then_some(base);
         let verify = true;
         #[cfg(test)]
         let verify = verify && !crate::log::planted(crate::log::Bug::TornTailTrusted);
-        let scan = Scan { from, end: self.segment_mut(base).bytes, expected, below, verify };
+        let scan = Scan { from, end: self.segment_mut(base).bytes, below, verify };
         let mut scanner = Scanner::new(file, scan);
-        let mut end = (from, base);
+        let mut end = (from.position(), base);
+        let mut awaited = entry.is_some();
         while let Some(found) = scanner.next()? {
             match found {
                 Found::Batch { position, header } => {
-                    if awaited.take().is_some_and(|last| header.last_offset() != last) {
-                        return Ok(None);
-                    }
+                    awaited = false;
                     self.segment_mut(base).note(&header, position, interval);
                     if learns {
                         self.note_epoch(&header);
                     }
                     end = (position + header.size() as u64, header.next_offset());
                 }
-                Found::Damage { .. } if awaited.is_some() => return Ok(None),
+                Found::Damage { .. } if awaited => return Ok(None),
                 Found::Damage { positions, .. } if positions.end == scanner.end() && below == Offset(i64::MAX) => break,
                 Found::Damage { positions, offsets, what } => {
                     tracing::error!(log = %self.id, ?offsets, at = positions.start, what, "the log is damaged");
@@ -272,7 +269,7 @@ impl Log {
                 }
             }
         }
-        Ok(if awaited.is_some() { None } else { Some(end) })
+        Ok(if awaited { None } else { Some(end) })
     }
 
     pub(super) fn first_timestamp(&self, base: Offset) -> std::io::Result<Option<i64>> {
@@ -287,15 +284,20 @@ impl Log {
     pub(super) fn load_producers(&mut self, mut snapshots: Vec<Offset>, now_ms: i64) -> Result<(), LogError> {
         self.producers = Producers::default();
         self.snapshot = None;
+        if snapshots.last().is_some_and(|last| *last > self.end) {
+            while let Some(above) = snapshots.pop_if(|offset| *offset > self.end) {
+                self.remove_snapshot(above)?;
+            }
+            // Once the log has grown up to one that a loss of power brought back, it would be believed.
+            self.files.disk().sync_dir(&self.dir).map_err(self.io("sync", &self.dir))?;
+        }
         while let Some(offset) = snapshots.pop() {
             let path = segment::path(&self.dir, offset, SNAPSHOT);
-            if offset <= self.end {
-                let bytes = checkpoint::read(self.files.disk(), &path).map_err(self.io("read", &path))?;
-                if let Some(producers) = bytes.and_then(|bytes| Producers::decode(&bytes).ok()) {
-                    self.producers = producers;
-                    self.snapshot = Some(offset);
-                    break;
-                }
+            let bytes = checkpoint::read(self.files.disk(), &path).map_err(self.io("read", &path))?;
+            if let Some(producers) = bytes.and_then(|bytes| Producers::decode(&bytes).ok()) {
+                self.producers = producers;
+                self.snapshot = Some(offset);
+                break;
             }
             self.remove_snapshot(offset)?;
         }
@@ -322,9 +324,9 @@ impl Log {
     fn replay_segment(&mut self, base: Offset, from: Offset, now_ms: i64) -> std::io::Result<()> {
         let below = self.upper_bound(base);
         let segment = self.segment_of(base);
-        let position = segment.floor(&self.files, &self.dir, from)?;
+        let place = segment.floor(&self.files, &self.dir, from)?;
         let file = self.files.disk().open(&self.path(base, LOG))?.into();
-        let scan = Scan { from: position, end: segment.bytes, expected: None, below, verify: false };
+        let scan = Scan { from: place, end: segment.bytes, below, verify: false };
         let mut scanner = Scanner::new(file, scan);
         while let Some(found) = scanner.next()? {
             match found {

@@ -6,6 +6,7 @@
 //! count is what it was.
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -14,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::super::batch::{BatchError, BatchHeader, HEADER_BYTES};
 use super::super::index::{OffsetEntry, Searched};
-use super::super::scan::{Found, Scan, Scanner};
+use super::super::scan::{Begin, Found, Scan, Scanner};
 use super::super::segment::{INDEX, LOG, Segment};
 use super::super::{Damage, Files, LogError, TopicPartition};
 use super::Log;
@@ -163,8 +164,8 @@ impl ReadPlan {
                         Err(_) => Err(self.damaged(part, position, header.base_offset)?),
                     };
                 }
-                Some(Found::Damage { positions, offsets, .. }) => {
-                    return Err(self.damaged(part, positions.start, offsets.start.min(self.offset))?);
+                Some(Found::Damage { positions, offsets, what }) => {
+                    return Err(self.damage(part, positions.start, offsets.start.min(self.offset)..offsets.end, what));
                 }
                 None => {}
             }
@@ -182,7 +183,7 @@ impl ReadPlan {
                 written.last_where(&*self.files.reader(&part.index)?, fits)?
             }
         };
-        let from = entry.map_or(0, |entry| entry.position.max(0) as u64);
+        let from = Begin::in_segment(part.base, entry);
         let mut scanner = self.scanner(part, from, false)?.with_window(SEEK_WINDOW_BYTES);
         while let Some(found) = scanner.next()? {
             let reached = match &found {
@@ -196,9 +197,8 @@ impl ReadPlan {
         Ok(None)
     }
 
-    fn scanner(&self, part: &Part, from: u64, verify: bool) -> io::Result<Scanner> {
-        let expected = (from == 0).then_some(part.base);
-        let scan = Scan { from, end: part.bytes, expected, below: part.bound, verify };
+    fn scanner(&self, part: &Part, from: Begin, verify: bool) -> io::Result<Scanner> {
+        let scan = Scan { from, end: part.bytes, below: part.bound, verify };
         Ok(Scanner::new(self.files.reader(&part.log)?, scan))
     }
 
@@ -228,14 +228,20 @@ impl ReadPlan {
 
     /// The error for a place where a batch is not what it was, with how far that goes.
     fn damaged(&self, part: &Part, position: u64, first: Offset) -> Result<LogError, LogError> {
-        let found = self.scanner(part, position, true).and_then(|mut scanner| scanner.next());
+        let from = Begin::At { position, expected: first };
+        let found = self.scanner(part, from, true).and_then(|mut scanner| scanner.next());
         let (to, what) = match found.map_err(LogError::io(&self.partition, "read", &part.log))? {
             Some(Found::Damage { offsets, what, .. }) => (offsets.end, what),
             Some(Found::Batch { header, .. }) => (header.next_offset(), "it reads differently each time".into()),
             None => (part.bound, "the file is shorter than it was".into()),
         };
-        let damage = Box::new(Damage { offsets: first..to, file: part.log.clone(), position, what });
-        Ok(LogError::Damaged { partition: self.partition.clone(), damage })
+        // Who reads on behind it gets further, whatever stands there.
+        Ok(self.damage(part, position, first..to.max(Offset(self.offset.0 + 1)), what))
+    }
+
+    fn damage(&self, part: &Part, position: u64, offsets: Range<Offset>, what: String) -> LogError {
+        let damage = Box::new(Damage { offsets, file: part.log.clone(), position, what });
+        LogError::Damaged { partition: self.partition.clone(), damage }
     }
 }
 

@@ -4,6 +4,7 @@ mod beside;
 mod maintain;
 mod many;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -424,6 +425,16 @@ fn a_damaged_batch_is_a_range_that_is_not_served_and_the_rest_is() {
         disk.flip_bit(&path, 10 * size + at, 3);
     }
     assert_eq!(records_from(&log, Offset::ZERO).len(), 40);
+    // A write that went to a wrong place leaves a batch that is whole, and none of these offsets.
+    let bytes = disk.contents(&path).unwrap();
+    let batches = |range: Range<u64>| &bytes[(range.start * size) as usize..(range.end * size) as usize];
+    for other in [0, 9] {
+        let mut file = disk.append(&path).unwrap();
+        file.truncate(10 * size).unwrap();
+        file.append(&[batches(other..other + 1), batches(11..40)].concat()).unwrap();
+        let Err(LogError::Damaged { damage, .. }) = log.read(Offset(10), 500, ALL) else { panic!("batch {other}") };
+        assert_eq!(damage.offsets, Offset(10)..Offset(11), "batch {other}");
+    }
 }
 
 #[test]
@@ -443,6 +454,37 @@ fn damage_that_a_restart_finds_is_kept_apart_from_a_torn_tail() {
     drop(log);
     let log = open(&disk, LogConfig { segment_bytes: 1 << 20, ..config() });
     assert_eq!(log.end(), Offset(39), "the last batch is a torn tail");
+}
+
+/// What is known of producers at an offset stands in a snapshot. One that a cut took away is not believed where a loss of power
+/// brings it back once the log has grown up to its offset again.
+#[test]
+fn no_snapshot_outlives_a_cut_that_was_interrupted() {
+    let mut interrupted = 0;
+    for (steps, seed) in (0..40).flat_map(|steps| (0..8).map(move |seed| (steps, seed))) {
+        let disk = SimDisk::new(seed);
+        let mut log = open(&disk, config());
+        for number in 0..6 {
+            log.append(&produced(number * 2), EPOCH, NOW).unwrap();
+            log.roll().unwrap();
+        }
+        log.checkpoint().unwrap();
+        let end = log.end();
+        disk.crash_after(steps);
+        let cut = log.truncate_to(Offset(4), NOW);
+        interrupted += usize::from(cut.is_err());
+        disk.cancel_crash();
+        disk.crash();
+        drop(log);
+        let mut log = open(&disk, config());
+        let gone = end.0 - log.end().0;
+        fill(&mut log, gone);
+        log.sync().unwrap();
+        let known = log.producers().clone();
+        disk.crash();
+        assert_eq!(*open(&disk, config()).producers(), known, "{steps} steps, seed {seed}");
+    }
+    assert!(interrupted > 100, "{interrupted}");
 }
 
 /// Also where the index points at what is damaged.
