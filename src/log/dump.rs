@@ -78,8 +78,14 @@ impl SegmentDump {
     /// `deep`: the records too.
     pub fn open(disk: &dyn Disk, path: &Path, deep: bool) -> io::Result<Self> {
         let file: Arc<dyn ReadFile> = disk.open(path)?.into();
-        let from = Begin::At { position: 0, expected: base_of(path) };
-        let scan = Scan { from, end: file.size()?, below: Offset(i64::MAX), verify: true };
+        let base = base_of(path);
+        let scan = Scan {
+            base,
+            from: Begin::in_segment(base, None),
+            end: file.size()?,
+            below: Offset(i64::MAX),
+            verify: true,
+        };
         Ok(Self { scanner: Scanner::new(file.clone(), scan), file, deep })
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::batch::{BatchError, BatchHeader, HEADER_BYTES, size_of_next};
 use super::index::OffsetEntry;
+use super::segment;
 use crate::disk::{self, ReadFile};
 use crate::types::Offset;
 
@@ -56,6 +57,8 @@ impl Begin {
 
 /// How a scan is done.
 pub(super) struct Scan {
+    /// The segment's, from which on offsets are counted in 31 bits.
+    pub base: Offset,
     pub from: Begin,
     /// Where the readable bytes end.
     pub end: u64,
@@ -160,7 +163,8 @@ impl Scanner {
             Ok(header) => header,
             Err(error) => return Ok(Err(error)),
         };
-        if header.base_offset < self.expected || header.next_offset() > self.scan.below {
+        let fits = header.base_offset >= self.expected && header.next_offset() <= self.scan.below;
+        if !fits || !segment::holds(self.scan.base, header.last_offset()) {
             return Ok(Err(header.wrong_offsets()));
         }
         let available = self.scan.end.saturating_sub(position);

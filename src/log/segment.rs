@@ -30,6 +30,11 @@ pub(super) fn parse_name(name: &str) -> Option<(Offset, &str)> {
     Some((Offset(digits.parse().ok()?), extension))
 }
 
+/// Whether an offset can be written relative to a base.
+pub(super) fn holds(base: Offset, offset: Offset) -> bool {
+    offset >= base && offset.0 - base.0 <= i64::from(i32::MAX)
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Segment {
     pub base: Offset,
@@ -116,7 +121,7 @@ impl Segment {
 
     /// Whether `offset` can be written relative to the base.
     pub fn holds(&self, offset: Offset) -> bool {
-        offset >= self.base && offset.0 - self.base.0 <= i64::from(i32::MAX)
+        holds(self.base, offset)
     }
 
     /// Takes in a batch that is at `position`, as Kafka does it: an entry before the first batch that begins more than an

@@ -354,7 +354,8 @@ impl Log {
         let opened = self.files.disk().open(&path);
         let file: Arc<dyn ReadFile> = opened.map_err(self.io("open", &path))?.into();
         let end = self.segments[&base].bytes;
-        let scan = Scan { from: Begin::in_segment(base, None), end, below: self.upper_bound(base), verify: true };
+        let (from, below) = (Begin::in_segment(base, None), self.upper_bound(base));
+        let scan = Scan { base, from, end, below, verify: true };
         Ok(Batches { scanner: Scanner::new(file.clone(), scan), file, path })
     }
 }

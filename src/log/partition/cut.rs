@@ -205,7 +205,7 @@ impl Log {
     fn place_behind(&self, from: Begin, offset: Offset) -> std::io::Result<Option<(u64, Offset, bool)>> {
         let segment = self.active();
         let file = self.files.reader(&self.path(segment.base, LOG))?;
-        let scan = Scan { from, end: segment.bytes, below: self.end, verify: true };
+        let scan = Scan { base: segment.base, from, end: segment.bytes, below: self.end, verify: true };
         let mut scanner = Scanner::new(file, scan);
         let mut place = (from.position() == 0).then_some((0, segment.base, true));
         let mut damaged = false;
@@ -236,7 +236,7 @@ impl Log {
         let from = Begin::in_segment(base, active.offsets.last());
         active.count_from(from.position());
         self.active_mut().first_timestamp = self.first_timestamp(base)?;
-        let scan = Scan { from, end: position, below: end, verify: false };
+        let scan = Scan { base, from, end: position, below: end, verify: false };
         let mut scanner = Scanner::new(file, scan);
         while let Some(found) = scanner.next()? {
             if let Found::Batch { position, header } = found {

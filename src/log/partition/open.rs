@@ -247,7 +247,7 @@ impl Log {
         let verify = true;
         #[cfg(test)]
         let verify = verify && !crate::log::planted(crate::log::Bug::TornTailTrusted);
-        let scan = Scan { from, end: self.segment_mut(base).bytes, below, verify };
+        let scan = Scan { base, from, end: self.segment_mut(base).bytes, below, verify };
         let mut scanner = Scanner::new(file, scan);
         let mut end = (from.position(), base);
         let mut awaited = entry.is_some();
@@ -326,7 +326,7 @@ impl Log {
         let segment = self.segment_of(base);
         let place = segment.floor(&self.files, &self.dir, from)?;
         let file = self.files.disk().open(&self.path(base, LOG))?.into();
-        let scan = Scan { from: place, end: segment.bytes, below, verify: false };
+        let scan = Scan { base, from: place, end: segment.bytes, below, verify: false };
         let mut scanner = Scanner::new(file, scan);
         while let Some(found) = scanner.next()? {
             match found {

@@ -198,7 +198,7 @@ impl ReadPlan {
     }
 
     fn scanner(&self, part: &Part, from: Begin, verify: bool) -> io::Result<Scanner> {
-        let scan = Scan { from, end: part.bytes, below: part.bound, verify };
+        let scan = Scan { base: part.base, from, end: part.bytes, below: part.bound, verify };
         Ok(Scanner::new(self.files.reader(&part.log)?, scan))
     }
 

@@ -108,7 +108,7 @@ impl TimePlan {
     fn search_segment(&self, segment: &Segment, bound: Offset, path: &Path) -> io::Result<Option<TimestampOffset>> {
         let behind = segment.floor_time(&self.files, &self.dir, self.timestamp)?;
         let from = segment.floor(&self.files, &self.dir, behind.unwrap_or(segment.base))?;
-        let scan = Scan { from, end: segment.bytes, below: bound, verify: false };
+        let scan = Scan { base: segment.base, from, end: segment.bytes, below: bound, verify: false };
         let mut scanner = Scanner::new(self.files.reader(path)?, scan);
         while let Some(found) = scanner.next()? {
             let Found::Batch { position, header } = found else { continue };

@@ -456,6 +456,24 @@ fn damage_that_a_restart_finds_is_kept_apart_from_a_torn_tail() {
     assert_eq!(log.end(), Offset(39), "the last batch is a torn tail");
 }
 
+/// Offsets are counted from a segment's base in 31 bits, in its indexes.
+#[test]
+fn a_batch_too_far_from_its_segments_base_is_none() {
+    let disk = SimDisk::new(67);
+    let config = || LogConfig { segment_bytes: 1 << 20, index_interval_bytes: 0, ..config() };
+    let mut log = open(&disk, config());
+    fill(&mut log, 3);
+    log.sync().unwrap();
+    let mut batch = numbered(3).to_vec();
+    for (base, end) in [(3 + (6i64 << 40), 3), (1 << 31, 3), ((1 << 31) - 1, 1 << 31)] {
+        batch[..8].copy_from_slice(&base.to_be_bytes());
+        disk.append(&segment::path(&dir(), Offset::ZERO, "log")).unwrap().append(&batch).unwrap();
+        drop(log);
+        log = open(&disk, config());
+        assert_eq!((log.end(), log.damages()), (Offset(end), &[][..]), "{base}");
+    }
+}
+
 /// What is known of producers at an offset stands in a snapshot. One that a cut took away is not believed where a loss of power
 /// brings it back once the log has grown up to its offset again.
 #[test]
