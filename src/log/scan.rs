@@ -109,10 +109,10 @@ impl Scanner {
             Begin::Entry { position, last_offset } if position == from => Some(last_offset),
             Begin::Entry { .. } | Begin::At { .. } => None,
         };
-        let found = self.batch_at(from, true)?.and_then(|header| match awaited {
-            Some(last) if last != header.last_offset() => Err(header.wrong_offsets()),
-            Some(_) | None => Ok(header),
-        });
+        let found = match self.batch_at(from, true)? {
+            Ok(header) if self.is_belied(from, &header, awaited)? => Err(header.wrong_offsets()),
+            found => found,
+        };
         match found {
             Ok(header) => {
                 (self.position, self.expected) = (from + header.size() as u64, header.next_offset());
@@ -129,17 +129,36 @@ impl Scanner {
         }
     }
 
+    /// Whether the offsets of a batch are not its own, which its checksum doesn't cover: an index entry says otherwise, or it claims a
+    /// hole before it in which what follows belongs.
+    fn is_belied(&mut self, position: u64, header: &BatchHeader, awaited: Option<Offset>) -> io::Result<bool> {
+        if let Some(last) = awaited {
+            return Ok(last != header.last_offset());
+        }
+        let next = position + header.size() as u64;
+        if header.base_offset == self.expected || next >= self.scan.end {
+            return Ok(false);
+        }
+        match BatchHeader::parse(self.get(next, HEADER_BYTES)?) {
+            Ok(follows) if follows.base_offset >= header.next_offset() => Ok(false),
+            Ok(_) | Err(_) => Ok(self.search(next)?.is_some_and(|(_, base)| base < header.next_offset())),
+        }
+    }
+
     /// The first place behind a damage where a batch can be read, and its base offset.
     fn resume(&mut self, from: u64) -> io::Result<(u64, Offset)> {
-        let end = self.scan.end;
         // Mostly the length is not what is damaged.
         if let Ok(size) = size_of_next(self.get(from, 12)?)
             && let Ok(header) = self.batch_at(from + size as u64, false)?
         {
             return Ok((from + size as u64, header.base_offset));
         }
-        let mut position = from + 1;
-        while position + HEADER_BYTES as u64 <= end {
+        Ok(self.search(from + 1)?.unwrap_or((self.scan.end, self.scan.below)))
+    }
+
+    /// The same, from a place on, if there is one.
+    fn search(&mut self, mut position: u64) -> io::Result<Option<(u64, Offset)>> {
+        while position + HEADER_BYTES as u64 <= self.scan.end {
             // The magic alone sorts out most places, without a look at each.
             let (start, window) = (position, self.get_some(position + 16)?);
             match window.iter().position(|byte| *byte == 2) {
@@ -150,11 +169,11 @@ impl Scanner {
                 }
             }
             if let Ok(header) = self.batch_at(position, false)? {
-                return Ok((position, header.base_offset));
+                return Ok(Some((position, header.base_offset)));
             }
             position += 1;
         }
-        Ok((end, self.scan.below))
+        Ok(None)
     }
 
     /// The batch at a place, if it is whole and fits in. `next_in_turn`: it follows on what was read before.

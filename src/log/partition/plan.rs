@@ -263,6 +263,13 @@ fn whole_batches(bytes: &[u8], below: Offset, bound: Offset) -> Result<usize, Ba
         if !rises || header.next_offset() > below {
             break;
         }
+        // Whoever sought the first one has looked at it. What claims a hole is believed where what follows allows it.
+        if len > 0 && header.base_offset > expected {
+            match BatchHeader::parse(&bytes[len + header.size()..]) {
+                Ok(next) if next.base_offset >= header.next_offset() => {}
+                Ok(_) | Err(_) => break,
+            }
+        }
         len += header.size();
         expected = header.next_offset();
     }

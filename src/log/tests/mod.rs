@@ -474,6 +474,29 @@ fn a_batch_too_far_from_its_segments_base_is_none() {
     }
 }
 
+/// A batch's checksum doesn't cover its base offset. What follows tells that it is wrong, and is not lost for it.
+#[test]
+fn a_batch_that_claims_the_offsets_of_what_follows_is_damage() {
+    let disk = SimDisk::new(68);
+    let config = || LogConfig { segment_bytes: 1 << 20, ..config() };
+    let mut log = open(&disk, config());
+    fill(&mut log, 40);
+    log.sync().unwrap();
+    drop(log);
+    let (path, size) = (segment::path(&dir(), Offset::ZERO, "log"), numbered(0).len() as u64);
+    for (batch, bit) in (33..39).flat_map(|batch| [0, 6].map(|bit| (batch, bit))) {
+        disk.flip_bit(&path, batch * size + 6, bit);
+        let log = open(&disk, config());
+        assert_eq!(log.end(), Offset(40), "batch {batch}");
+        let fetched = log.read(Offset(30), 64 << 10, ALL).unwrap();
+        assert_eq!(offsets(&decode(&fetched.batches)), (30..batch as i64).collect::<Vec<_>>());
+        assert!(matches!(log.read(fetched.next_offset, 64 << 10, ALL), Err(LogError::Damaged { .. })));
+        let damaged = Offset(batch as i64)..Offset(batch as i64 + 1);
+        assert_eq!(log.damages().iter().map(|damage| damage.offsets.clone()).collect::<Vec<_>>(), [damaged]);
+        disk.flip_bit(&path, batch * size + 6, bit);
+    }
+}
+
 /// What is known of producers at an offset stands in a snapshot. One that a cut took away is not believed where a loss of power
 /// brings it back once the log has grown up to its offset again.
 #[test]
