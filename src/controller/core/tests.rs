@@ -42,6 +42,8 @@ struct Rig {
     now: Now,
     stream: Vec<Bytes>,
     missing: bool,
+    /// The stream was made anew, and ends here.
+    made_anew: Option<Version>,
     /// Reads are not answered.
     deaf: bool,
     revision: u64,
@@ -93,6 +95,7 @@ impl Rig {
             now: Now { monotonic: Monotonic(1_000_000), wall: WallTime(1_795_552_800_000) },
             stream: Vec::new(),
             missing: false,
+            made_anew: None,
             deaf: false,
             revision: 0,
             fates: VecDeque::new(),
@@ -133,8 +136,11 @@ impl Rig {
         match effect {
             Effect::AskHead { .. } => {
                 let last = Version(self.stream.len() as u64);
-                let present = Head::Present { first: Version(1), last, snapshot: true };
-                let head = if self.missing { Head::Missing } else { present };
+                let head = match self.made_anew {
+                    Some(last) => Head::Present { first: last.next(), last, snapshot: true },
+                    None if self.missing => Head::Missing,
+                    None => Head::Present { first: Version(1), last, snapshot: true },
+                };
                 Some(Input::Head { asked_at: sent_at, head: Some(head) })
             }
             Effect::Append { attempt, expected, payload } if self.stalled => {

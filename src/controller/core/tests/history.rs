@@ -169,6 +169,33 @@ fn a_history_that_is_lost_again_before_its_restorer_is_elected_can_be_restored_a
 }
 
 #[test]
+fn the_first_entry_of_a_restored_history_names_its_snapshot_whatever_was_written_before_it() {
+    let mut rig = Rig::with_nodes();
+    rig.missing = true;
+    rig.pass(Duration::from_secs(2));
+    let source = rig.core.history().position();
+    let restore = admin::encode(&admin::MetadataRestore { confirm: Some(source) });
+    rig.admin("metadata", "restore", restore);
+    let base = crate::metadata::restored_version(source, source.version);
+    rig.made_anew = Some(base);
+    let made = crate::metadata::SnapshotRef { version: base, digest: source.digest, bytes: 1 };
+    rig.fates.extend([Fate::Held, Fate::Held]);
+    rig.feed(Input::Recreated(Ok(made.clone())));
+    rig.pass(Duration::from_secs(1));
+    let [(attempt, expected, _)] = rig.held[..] else { panic!("{:?} {:?}", rig.core.role, rig.held) };
+    assert_eq!(expected, base);
+    // A stranger's message came before it.
+    rig.made_anew = Some(base.next());
+    rig.feed(Input::Entry { version: base.next(), payload: Bytes::from_static(b"a stranger's") });
+    rig.feed(Input::Appended { attempt, result: AppendResult::Conflict });
+    rig.pass(Duration::from_secs(1));
+    let [_, (_, expected, payload)] = &rig.held[..] else { panic!("{:?} {:?}", rig.core.role, rig.held) };
+    assert_eq!(*expected, base.next());
+    let records = ParsedEntry::parse(payload).unwrap().records().unwrap();
+    assert!(records.contains(&crate::metadata::Record::SnapshotCommitted { snapshot: made }), "{records:?}");
+}
+
+#[test]
 fn the_late_answer_to_an_append_that_was_given_up_is_not_taken_for_that_of_the_no_op_in_its_place() {
     let mut rig = Rig::with_nodes();
     let token = rig.create("first");
