@@ -8,7 +8,6 @@ use dmq::disk::sim::SimDisk;
 use dmq::disk::{Disk, MetadataStore};
 use libfuzzer_sys::fuzz_target;
 
-
 const DIR: &str = "/metadata";
 
 fuzz_target!(|pieces: Vec<(u8, bool, &[u8])>| {

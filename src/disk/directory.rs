@@ -111,8 +111,18 @@ pub struct DataDirectory {
     /// Of a root that several share: its number there.
     number: Option<u32>,
     identity: Identity,
-    /// The lock goes with the file, and with the process, however it ends.
-    _lock: File,
+    _lock: Lock,
+}
+
+/// The lock goes with the process, however it ends.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    /// By its own word, for a child that was forked and did not begin its program yet has the file open too.
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
 }
 
 impl DataDirectory {
@@ -264,7 +274,7 @@ fn make_directory(path: &Path) -> Result<(), DirectoryError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("make", path))
 }
 
-fn lock(directory: &Path) -> Result<File, DirectoryError> {
+fn lock(directory: &Path) -> Result<Lock, DirectoryError> {
     let path = directory.join(LOCK);
     let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
     let mut file = open.map_err(io_error("open", &path))?;
@@ -281,7 +291,7 @@ fn lock(directory: &Path) -> Result<File, DirectoryError> {
     }
     let written = file.set_len(0).and_then(|()| writeln!(file, "{}", myself()));
     written.map_err(io_error("write", &path))?;
-    Ok(file)
+    Ok(Lock(file))
 }
 
 /// How another process names this one. With the host, because containers that share a volume count pids from 1 each.

@@ -145,7 +145,22 @@ impl Controller {
         if self.pairing_dirty && self.work_for_pairing() {
             return true;
         }
-        self.work_for_balance()
+        self.work_for_unclean_elections() || self.work_for_balance()
+    }
+
+    /// Where a controller has just begun, above all with a restored history in which everybody is fenced, those in sync may be about to
+    /// come, and may hold a lease yet. It waits for them for a session before it elects others, where a topic allows that.
+    fn work_for_unclean_elections(&mut self) -> bool {
+        if self.unclean_at.is_none_or(|at| self.mono() < at) {
+            return false;
+        }
+        self.unclean_at = None;
+        let records = self.image().map(rules::node::elect_uncleanly).unwrap_or_default();
+        if records.is_empty() {
+            return false;
+        }
+        self.append(records, "nobody in sync came back: unclean elections".into(), None, Purpose::Background);
+        true
     }
 
     /// Fences, drains and lets serve.
@@ -161,7 +176,8 @@ impl Controller {
         let unfence = self.to_unfence();
         if !unfence.is_empty() {
             let why = format!("{} caught up", names(&unfence));
-            return self.change_nodes(rules::node::unfence, &unfence, why);
+            let rule = if self.unclean_at.is_some() { rules::node::unfence_cleanly } else { rules::node::unfence };
+            return self.change_nodes(rule, &unfence, why);
         }
         false
     }

@@ -98,6 +98,8 @@ pub struct Controller {
     nodes_seen_at: Monotonic,
     sweep_at: Monotonic,
     balance_at: Option<Monotonic>,
+    /// From when on whoever is not in sync may be elected, where this controller waits for that.
+    unclean_at: Option<Monotonic>,
     announce_at: Monotonic,
     push_retry_at: Option<Monotonic>,
     sequence: u64,
@@ -146,6 +148,7 @@ impl Controller {
             nodes_seen_at: Monotonic(0),
             sweep_at: Monotonic(0),
             balance_at: None,
+            unclean_at: None,
             announce_at: Monotonic(0),
             push_retry_at: None,
             sequence: 0,

@@ -331,6 +331,7 @@ impl Controller {
     pub(super) fn elected(&mut self, epoch: ControllerEpoch) {
         self.role = Role::Active { epoch, since: self.mono() };
         self.pairing_dirty = true;
+        self.unclean_at = Some(self.mono() + self.settings.session_timeout);
         self.balance_at = self.settings.leader_balance.map(|every| self.mono() + every);
         self.restoring = None;
         self.log(Level::Info, format!("this controller is active, with controller epoch {epoch}"));

@@ -20,6 +20,8 @@ pub struct Standing<'a> {
     image: &'a Image,
     changed: BTreeMap<StorageId, NodeState>,
     lost: BTreeMap<StorageId, Lost>,
+    /// Nobody is elected who is not in sync, whatever a topic allows.
+    only_clean: bool,
 }
 
 /// What a node's directory held is gone.
@@ -33,11 +35,15 @@ struct Lost {
 impl<'a> Standing<'a> {
     /// As they stand now.
     pub fn now(image: &'a Image) -> Self {
-        Self { image, changed: BTreeMap::new(), lost: BTreeMap::new() }
+        Self { image, changed: BTreeMap::new(), lost: BTreeMap::new(), only_clean: false }
     }
 
     pub(super) fn with(image: &'a Image, nodes: &[StorageId], state: NodeState) -> Self {
-        Self { image, changed: nodes.iter().map(|node| (*node, state)).collect(), lost: BTreeMap::new() }
+        Self { changed: nodes.iter().map(|node| (*node, state)).collect(), ..Self::now(image) }
+    }
+
+    pub(super) fn only_clean(self) -> Self {
+        Self { only_clean: true, ..self }
     }
 
     /// The node is fenced, and what its directory held is gone.
@@ -91,7 +97,7 @@ pub fn elect(
     let keeps = partition.leader.filter(|leader| has_state(leader, NodeState::Active));
     let drains = || partition.leader.filter(|leader| has_state(leader, NodeState::Draining));
     let clean = keeps.or_else(|| first(NodeState::Active)).or_else(drains).or_else(|| first(NodeState::Draining));
-    let allowed = topic.unclean_election();
+    let allowed = topic.unclean_election() && !standing.only_clean;
     #[cfg(test)]
     let allowed = allowed || crate::simulator::planted(crate::simulator::Bug::UncleanAnyway);
     let unclean = || if allowed { elect_unclean(partition, standing, &holds) } else { None };

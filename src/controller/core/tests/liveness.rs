@@ -157,3 +157,38 @@ fn who_lost_a_leadership_before_it_was_first_heard_gets_no_lease_before_it_knows
     assert_eq!(other.heartbeat_at(0, 80, 6, before).unwrap().lease_ms, 0);
     assert!(other.heartbeat(0, 80, 7).unwrap().lease_ms > 0);
 }
+
+#[test]
+fn a_new_office_waits_for_who_is_in_sync_before_it_elects_another() {
+    for comes_back in [true, false] {
+        let mut rig = Rig::with_nodes();
+        let request = TopicCreate {
+            name: "orders".into(),
+            partitions: Some(1),
+            replication_factor: Some(2),
+            config: [("unclean.leader.election.enable".into(), "true".into())].into(),
+            terms: Default::default(),
+        };
+        rig.admin("topic", "create", admin::encode(&request));
+        let leader = |rig: &Rig| rig.core.history().image().unwrap().topic("orders").unwrap().partitions[0].leader;
+        // The one is alone in sync, then nobody is there, and the office begins anew.
+        rig.feed(Input::ConnectionEnded(connection(11)));
+        rig.feed(Input::ConnectionEnded(connection(10)));
+        rig.feed(Input::Disconnected);
+        rig.feed(Input::Connected(connection(2)));
+        rig.feed(Input::LeaseFree);
+        rig.pass(Duration::from_millis(500));
+        assert_eq!((rig.core.role(), leader(&rig)), (ControllerRole::Active, None));
+        let mut sequence = 3;
+        let mut live = |rig: &mut Rig, ids: &[u32]| {
+            sequence += 1;
+            ids.iter().for_each(|id| _ = rig.heartbeat(*id, 70 + u64::from(*id), sequence));
+            rig.pass(Duration::from_millis(500));
+        };
+        (0..2).for_each(|_| live(&mut rig, &[1]));
+        assert_eq!((rig.node(1).state, leader(&rig)), (NodeState::Active, None));
+        let back: &[u32] = if comes_back { &[0, 1] } else { &[1] };
+        (0..10).for_each(|_| live(&mut rig, back));
+        assert_eq!(leader(&rig), Some(StorageId(if comes_back { 0 } else { 1 })));
+    }
+}
