@@ -149,7 +149,7 @@ impl Scanner {
     fn resume(&mut self, from: u64) -> io::Result<(u64, Offset)> {
         // Mostly the length is not what is damaged.
         if let Ok(size) = size_of_next(self.get(from, 12)?)
-            && let Ok(header) = self.batch_at(from + size as u64, false)?
+            && let Some(header) = self.batch_behind(from + size as u64)?
         {
             return Ok((from + size as u64, header.base_offset));
         }
@@ -168,12 +168,20 @@ impl Scanner {
                     continue;
                 }
             }
-            if let Ok(header) = self.batch_at(position, false)? {
+            if let Some(header) = self.batch_behind(position)? {
                 return Ok(Some((position, header.base_offset)));
             }
             position += 1;
         }
         Ok(None)
+    }
+
+    /// The batch at a place behind a damage, unless the one that follows belongs before it.
+    fn batch_behind(&mut self, position: u64) -> io::Result<Option<BatchHeader>> {
+        let Ok(header) = self.batch_at(position, false)? else { return Ok(None) };
+        let follows = self.batch_at(position + header.size() as u64, false)?.ok();
+        let is_belied = follows.is_some_and(|follows| follows.base_offset < header.next_offset());
+        Ok(Some(header).filter(|_| !is_belied))
     }
 
     /// The batch at a place, if it is whole and fits in. `next_in_turn`: it follows on what was read before.
