@@ -68,7 +68,7 @@ impl Controller {
 
     /// What this controller heard of a connection before its term may be overtaken by what it could not hear: whoever came back over
     /// another one is heard within a heartbeat or two.
-    fn is_ended_still(&self, session: &Session) -> bool {
+    pub(super) fn is_ended_still(&self, session: &Session) -> bool {
         match self.role {
             Role::Active { since, .. } => {
                 session.ended_at >= since || self.mono().since(since) >= 2 * self.settings.heartbeat_interval
@@ -78,7 +78,7 @@ impl Controller {
     }
 
     /// From when a node's silence counts.
-    fn last_heard(&self, session: &Session) -> Monotonic {
+    pub(super) fn last_heard(&self, session: &Session) -> Monotonic {
         session.heard.map_or(self.hearing_since, |heard| heard.max(self.hearing_since))
     }
 

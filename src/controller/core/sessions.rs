@@ -315,11 +315,12 @@ impl Controller {
     pub(super) fn session_live(&self, id: StorageId) -> bool {
         let Some(session) = self.sessions.get(&id) else { return self.in_grace() };
         if session.ended {
-            return false;
+            return !self.is_ended_still(session);
         }
         // What could not be heard is no silence: it may have had a lease of another controller's meanwhile.
-        let quiet = session.heard.map_or(self.hearing_since, |heard| heard.max(self.hearing_since));
-        self.mono().since(quiet) < self.settings.session_timeout
+        let serves = || self.image().and_then(|image| image.storage.get(&id)).is_some_and(|node| node.state.serves());
+        let is_silent = self.mono().since(self.last_heard(session)) >= self.settings.session_timeout;
+        !is_silent || (self.in_grace() && serves())
     }
 
     /// A new controller takes nobody's silence for death before a full session that it could hear itself.

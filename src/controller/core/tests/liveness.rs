@@ -192,3 +192,35 @@ fn a_new_office_waits_for_who_is_in_sync_before_it_elects_another() {
         assert_eq!(leader(&rig), Some(StorageId(if comes_back { 0 } else { 1 })));
     }
 }
+
+/// Another controller may have heard it, and given it a lease, where this one did not.
+#[test]
+fn a_directory_whose_node_serves_is_not_taken_over_from_who_was_not_heard_before_this_office() {
+    let mut rig = Rig::with_nodes();
+    for revision in 9..17 {
+        rig.feed(Input::LeaseHeld { holder: None, revision });
+        assert_eq!(rig.core.role(), ControllerRole::Standby);
+        rig.pass(Duration::from_millis(500));
+    }
+    rig.feed(Input::LeaseFree);
+    rig.pass(Duration::from_millis(500));
+    assert_eq!((rig.core.role(), rig.node(0).state), (ControllerRole::Active, NodeState::Active));
+    let before = rig.node(0).incarnation;
+    let copy = NodeRegister {
+        cluster: None,
+        directory: rig.node(0).directory.unwrap(),
+        incarnation: IncarnationId(Uuid::from_u128(999)),
+        storage: Some(StorageId(0)),
+        rack: None,
+        preferred: None,
+        node_epoch: Some(rig.node(0).epoch),
+        position: rig.core.history().position(),
+        connection: connection(99),
+    };
+    let token = rig.admin("node", "register", admin::encode(&copy));
+    assert!(rig.answer(token).unwrap().is_err());
+    assert_eq!(rig.node(0).incarnation, before);
+    rig.pass(Duration::from_secs(3));
+    rig.admin("node", "register", admin::encode(&copy));
+    assert_eq!(rig.node(0).incarnation, copy.incarnation);
+}
