@@ -255,8 +255,9 @@ impl Controller {
             }
             Command::AlterTopic(TopicAlter { name, partitions, config, terms }) => {
                 self.check_version(image, name, terms)?;
-                let records =
-                    rules::topic::alter(image, name, *partitions, config, message_limit).map_err(topic_error)?;
+                // Before unclean elections are due, all that wait for one get it together.
+                let alter = if self.unclean_at.is_some() { rules::topic::alter_cleanly } else { rules::topic::alter };
+                let records = alter(image, name, *partitions, config, message_limit).map_err(topic_error)?;
                 let id = image.topic(name).map(|topic| topic.id);
                 Ok(Decision {
                     records,

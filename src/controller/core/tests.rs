@@ -18,7 +18,7 @@ use crate::metadata::{NodeState, ParsedEntry};
 use crate::types::{ClusterId, DirectoryId, IncarnationId, NodeEpoch, StorageId, TopicId, Version};
 use crate::wire::admin::{
     self, IsrMember, IsrOutcome, IsrRequest, NodeRegister, NodeRegistered, PartitionAlter, PartitionAltered,
-    TopicCreate,
+    TopicAlter, TopicCreate,
 };
 use crate::wire::{
     AckOutcome, Code, ControllerRole, Health, Heartbeat, HeartbeatAnswer, Push, PushAck, WantedState, WireMessage,

@@ -72,7 +72,27 @@ pub fn create(
 }
 
 /// Raises the number of partitions, and sets configuration keys, or unsets those whose value is none. Empty where nothing changes.
+/// Where unclean elections are allowed now, partitions that wait for them get leaders.
 pub fn alter(
+    image: &Image,
+    name: &str,
+    partitions: Option<u32>,
+    config: &BTreeMap<String, Option<String>>,
+    max_message_bytes_limit: u64,
+) -> Result<Vec<Record>, TopicError> {
+    let mut records = alter_cleanly(image, name, partitions, config, max_message_bytes_limit)?;
+    let Some(Record::TopicConfigured { config: changes, .. }) = records.first() else { return Ok(records) };
+    let mut topic = known(image, name)?.clone();
+    topic.config.extend(changes.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?))));
+    topic.config.retain(|key, _| !matches!(changes.get(key), Some(None)));
+    if topic.unclean_election() && topic.partitions.iter().any(|partition| partition.leader.is_none()) {
+        records.extend(elect_leaderless(image, &topic));
+    }
+    Ok(records)
+}
+
+/// The same without these elections, while those in sync may be about to come.
+pub fn alter_cleanly(
     image: &Image,
     name: &str,
     partitions: Option<u32>,
@@ -82,7 +102,7 @@ pub fn alter(
     let topic = known(image, name)?;
     let factor = topic.partitions.first().map_or(1, |partition| partition.replicas.len());
     let mut records = Vec::new();
-    records.extend(configure(image, topic, config, factor, max_message_bytes_limit)?);
+    records.extend(configure(topic, config, factor, max_message_bytes_limit)?);
     let present = topic.partitions.len() as u32;
     let wanted = partitions.unwrap_or(present);
     if wanted < present {
@@ -134,9 +154,8 @@ fn check_config(config: &BTreeMap<String, String>, factor: usize, limit: u64) ->
     Ok(config::check_whole(config, factor)?)
 }
 
-/// What sets the keys that differ; and elections, where the topic now allows unclean ones and partitions wait for them.
+/// What sets the keys that differ.
 fn configure(
-    image: &Image,
     topic: &Topic,
     keys: &BTreeMap<String, Option<String>>,
     factor: usize,
@@ -163,12 +182,7 @@ fn configure(
     if changes.is_empty() {
         return Ok(Vec::new());
     }
-    let mut records = vec![Record::TopicConfigured { topic_id: topic.id, config: changes }];
-    let allows = whole.get(config::UNCLEAN_ELECTION).is_some_and(|value| value == "true");
-    if allows && topic.partitions.iter().any(|partition| partition.leader.is_none()) {
-        records.extend(elect_leaderless(image, &Topic { config: whole, ..topic.clone() }));
-    }
-    Ok(records)
+    Ok(vec![Record::TopicConfigured { topic_id: topic.id, config: changes }])
 }
 
 /// The replicas of new partitions, in pieces that a record can hold.

@@ -160,13 +160,14 @@ fn who_lost_a_leadership_before_it_was_first_heard_gets_no_lease_before_it_knows
 
 #[test]
 fn a_new_office_waits_for_who_is_in_sync_before_it_elects_another() {
-    for comes_back in [true, false] {
+    for (comes_back, is_late) in [(true, false), (true, true), (false, false), (false, true)] {
         let mut rig = Rig::with_nodes();
+        let allowed = ("unclean.leader.election.enable".to_owned(), "true".to_owned());
         let request = TopicCreate {
             name: "orders".into(),
             partitions: Some(1),
             replication_factor: Some(2),
-            config: [("unclean.leader.election.enable".into(), "true".into())].into(),
+            config: if is_late { Default::default() } else { [allowed.clone()].into() },
             terms: Default::default(),
         };
         rig.admin("topic", "create", admin::encode(&request));
@@ -186,6 +187,11 @@ fn a_new_office_waits_for_who_is_in_sync_before_it_elects_another() {
             rig.pass(Duration::from_millis(500));
         };
         (0..2).for_each(|_| live(&mut rig, &[1]));
+        if is_late {
+            let config = [(allowed.0, Some(allowed.1))].into();
+            let request = TopicAlter { name: "orders".into(), partitions: None, config, terms: Default::default() };
+            rig.admin("topic", "alter", admin::encode(&request));
+        }
         assert_eq!((rig.node(1).state, leader(&rig)), (NodeState::Active, None));
         let back: &[u32] = if comes_back { &[0, 1] } else { &[1] };
         (0..10).for_each(|_| live(&mut rig, back));
