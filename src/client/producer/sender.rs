@@ -334,8 +334,14 @@ impl Sender {
                         verdict
                     }
                 };
-                partition.leader_epoch = partition.leader_epoch.max(leader_epoch.unwrap_or_default());
                 partition.lane.answered(now, number, copy, verdict, jitter(), &mut ended);
+                // What the leader before it did not answer, it never will, stored or not.
+                if let Some(epoch) = leader_epoch.filter(|epoch| *epoch > partition.leader_epoch) {
+                    partition.leader_epoch = epoch;
+                    if shared.config.is_idempotent() {
+                        partition.lane.leader_changed(now);
+                    }
+                }
                 partition.split_if_too_large(number, shared.config.compression, shared.config.buffer_memory);
                 state.dirty.insert(key);
             }
