@@ -184,8 +184,8 @@ impl World {
                     self.wait(Waiting::Node { proc, life, asked: Asked::Heartbeat(heartbeat.sequence) }, REQUEST);
                 let Some(out) = self.hop_out(proc) else { return };
                 self.check_reported(proc, heartbeat.position, heartbeat.controller_epoch);
-                let (generation, version) = (self.hosts[proc].generation, heartbeat.position.version);
                 let (storage, payload) = (heartbeat.storage, heartbeat.encode());
+                let (generation, version) = (self.hosts[proc].generation, heartbeat.position.version);
                 let sent = Some(Sent { proc, life, generation, sequence: heartbeat.sequence, version });
                 let hearing = self.connected_controllers();
                 if hearing.is_empty() {

@@ -344,6 +344,14 @@ impl Topic {
 }
 
 impl Partition {
+    /// Somebody answered as its leader in this epoch. What a leader before it did not answer, it never will, stored or not.
+    pub fn heard_of(&mut self, leader_epoch: LeaderEpoch, now: Instant) {
+        if leader_epoch > self.leader_epoch {
+            self.leader_epoch = leader_epoch;
+            self.lane.leader_changed(now);
+        }
+    }
+
     /// How many batches wait here.
     fn load(&self) -> usize {
         self.lane.len()

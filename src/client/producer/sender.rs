@@ -19,7 +19,7 @@ use super::{AdminError, DataError, Shared};
 use crate::bus::{BusError, raw};
 use crate::client::leaders;
 use crate::log::batch::{Compression, PackedBatch, restamp};
-use crate::types::TopicName;
+use crate::types::{LeaderEpoch, TopicName};
 use crate::wire::Code;
 use crate::wire::admin::TopicDescription;
 use crate::wire::data::{Acks, PartitionOffsets, Produced};
@@ -276,11 +276,7 @@ impl Sender {
         let mut state = self.shared.state();
         let partition = state.partition(key)?;
         match stands {
-            Some(stands) if stands.leader_epoch > partition.leader_epoch => {
-                partition.leader_epoch = stands.leader_epoch;
-                partition.lane.leader_changed(now);
-            }
-            Some(_) => {}
+            Some(stands) => partition.heard_of(stands.leader_epoch, now),
             None if is_nobody => partition.lane.leaderless(now, jitter()),
             // A new leader that does not know yet what is committed: it may be asked again.
             None => {}
@@ -320,11 +316,11 @@ impl Sender {
                 let Some(topic) = state.topics.get_mut(key.0) else { continue };
                 let Some(partition) = topic.partitions.get_mut(key.1 as usize) else { continue };
                 let Some(batch) = partition.lane.batch_mut(number) else { continue };
-                let mut leader_epoch = None;
+                let mut leader_epoch = LeaderEpoch::default();
                 let verdict = match answer {
                     Ok(produced) => {
                         batch.base = Some(produced.offset);
-                        leader_epoch = Some(produced.leader_epoch);
+                        leader_epoch = produced.leader_epoch;
                         Verdict::Stored
                     }
                     Err(error) => {
@@ -335,13 +331,7 @@ impl Sender {
                     }
                 };
                 partition.lane.answered(now, number, copy, verdict, jitter(), &mut ended);
-                // What the leader before it did not answer, it never will, stored or not.
-                if let Some(epoch) = leader_epoch.filter(|epoch| *epoch > partition.leader_epoch) {
-                    partition.leader_epoch = epoch;
-                    if shared.config.is_idempotent() {
-                        partition.lane.leader_changed(now);
-                    }
-                }
+                partition.heard_of(leader_epoch, now);
                 partition.split_if_too_large(number, shared.config.compression, shared.config.buffer_memory);
                 state.dirty.insert(key);
             }

@@ -54,8 +54,8 @@ impl Controller {
         }
         let (now, timeout) = (self.mono(), self.settings.session_timeout);
         let Some(session) = session else { return !grace };
-        if session.ended {
-            return self.is_ended_still(session);
+        if let Some(at) = session.ended {
+            return self.is_ended_still(at);
         }
         let silent = !grace && now.since(self.last_heard(session)) >= timeout;
         // Nor is what could not be heard of its progress, before this term or while it was cut off, taken for none.
@@ -68,10 +68,10 @@ impl Controller {
 
     /// What this controller heard of a connection before its term may be overtaken by what it could not hear: whoever came back over
     /// another one is heard within a heartbeat or two.
-    pub(super) fn is_ended_still(&self, session: &Session) -> bool {
+    pub(super) fn is_ended_still(&self, at: Monotonic) -> bool {
         match self.role {
             Role::Active { since, .. } => {
-                session.ended_at >= since || self.mono().since(since) >= 2 * self.settings.heartbeat_interval
+                at >= since || self.mono().since(since) >= 2 * self.settings.heartbeat_interval
             }
             Role::Starting | Role::Standby | Role::Electing | Role::Halted { .. } => false,
         }
@@ -92,7 +92,7 @@ impl Controller {
         #[cfg(test)]
         let running = running && !crate::simulator::planted(crate::simulator::Bug::FencedForGood);
         let here = node.state == NodeState::Fenced && node.incarnation == session.incarnation;
-        here && heard && caught_up && well && running && !session.ended && session.behind.is_none()
+        here && heard && caught_up && well && running && session.ended.is_none() && session.behind.is_none()
     }
 
     /// Storage nodes that must be fenced now.
@@ -213,7 +213,7 @@ impl Controller {
     }
 
     fn why_fenced(&self, nodes: &BTreeSet<StorageId>) -> String {
-        let ended = nodes.iter().all(|id| self.sessions.get(id).is_some_and(|session| session.ended));
+        let ended = nodes.iter().all(|id| self.sessions.get(id).is_some_and(|session| session.ended.is_some()));
         let why = if ended {
             "the connection ended".to_string()
         } else {
@@ -224,7 +224,7 @@ impl Controller {
 
     fn work_for_draining(&mut self) -> bool {
         let Some(image) = self.image() else { return false };
-        let wants = |session: &Session| session.wanted == WantedState::Draining && !session.ended;
+        let wants = |session: &Session| session.wanted == WantedState::Draining && session.ended.is_none();
         let mut drain = None;
         for (id, session) in self.sessions.iter().filter(|(_, session)| wants(session)) {
             let Some(node) = image.storage.get(id).filter(|node| node.incarnation == session.incarnation) else {

@@ -93,7 +93,7 @@ impl Controller {
         let head = self.history.position();
         let (Some(image), Some(session)) = (self.history.image(), self.sessions.get(&id)) else { return };
         let Some(node) = image.storage.get(&id) else { return };
-        let is_busy = session.push.under_way.is_some() || session.push.unheard || session.ended;
+        let is_busy = session.push.under_way.is_some() || session.push.unheard || session.ended.is_some();
         if is_busy || session.position.version >= head.version {
             return;
         }

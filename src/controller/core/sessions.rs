@@ -24,9 +24,8 @@ pub(super) struct Session {
     pub(super) cluster: Option<ClusterId>,
     pub(super) wanted: WantedState,
     pub(super) health: Health,
-    /// Its connection ended on its own side, and it was not heard over another one since.
-    pub(super) ended: bool,
-    pub(super) ended_at: Monotonic,
+    /// When its connection ended on its own side, if it was not heard over another one since.
+    pub(super) ended: Option<Monotonic>,
     /// It is to be told nothing of a lease before it has this: leaderships moved away from it there, or it was fenced.
     pub(super) lost_leadership_at: Version,
     pub(super) fenced_at: Version,
@@ -49,8 +48,7 @@ impl Session {
             cluster: None,
             wanted: WantedState::Starting,
             health: Health::default(),
-            ended: false,
-            ended_at: Monotonic(0),
+            ended: None,
             lost_leadership_at: Version::ZERO,
             fenced_at: Version::ZERO,
             behind: None,
@@ -202,7 +200,7 @@ impl Controller {
         session.sequence = heartbeat.sequence;
         session.connection = Some(heartbeat.connection.clone());
         session.heard = Some(session.heard.map_or(received_at, |before| before.max(received_at)));
-        session.ended = false;
+        session.ended = None;
         session.push.heard();
         session.claimed = heartbeat.position;
         session.cluster = heartbeat.cluster;
@@ -314,8 +312,8 @@ impl Controller {
     /// Whether the incarnation that is registered may still be at work.
     pub(super) fn session_live(&self, id: StorageId) -> bool {
         let Some(session) = self.sessions.get(&id) else { return self.in_grace() };
-        if session.ended {
-            return !self.is_ended_still(session);
+        if let Some(at) = session.ended {
+            return !self.is_ended_still(at);
         }
         // What could not be heard is no silence: it may have had a lease of another controller's meanwhile.
         let serves = || self.image().and_then(|image| image.storage.get(&id)).is_some_and(|node| node.state.serves());
@@ -343,7 +341,7 @@ impl Controller {
         let ended = |session: &super::sessions::Session| session.connection.as_ref() == Some(connection);
         let now = self.mono();
         let found = self.sessions.iter_mut().find(|(_, session)| ended(session)).map(|(id, session)| {
-            (session.ended, session.ended_at) = (true, now);
+            session.ended = Some(now);
             *id
         });
         if let Some(id) = found {
@@ -354,8 +352,8 @@ impl Controller {
 
     /// While nothing could be heard, a node whose connection had ended may have come back over another one.
     pub(super) fn hear_anew(&mut self) {
-        for session in self.sessions.values_mut().filter(|session| session.ended) {
-            session.ended = false;
+        for session in self.sessions.values_mut().filter(|session| session.ended.is_some()) {
+            session.ended = None;
             session.connection = None;
         }
     }
@@ -374,9 +372,9 @@ impl Controller {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         match state {
             NodeState::Fenced | NodeState::Removed => session.fenced_at = version,
-            NodeState::Active if session.ended && !is_mine => {
+            NodeState::Active if session.ended.is_some() && !is_mine => {
                 // Another controller has heard it since, over a connection that this one has not heard of yet.
-                session.ended = false;
+                session.ended = None;
                 session.connection = None;
             }
             NodeState::Active | NodeState::Draining => {}

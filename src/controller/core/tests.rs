@@ -371,6 +371,17 @@ impl Rig {
     }
 
     /// An active controller with nodes 0 and 1, both active.
+    /// A controller whose history is lost, and brought back from what it has itself.
+    fn restoring() -> (Self, Position) {
+        let mut rig = Self::with_nodes();
+        rig.missing = true;
+        rig.pass(Duration::from_secs(2));
+        let source = rig.core.history().position();
+        let restore = admin::encode(&admin::MetadataRestore { confirm: Some(source) });
+        rig.admin("metadata", "restore", restore);
+        (rig, source)
+    }
+
     fn with_nodes() -> Self {
         let mut rig = Self::active();
         for id in 0..2 {

@@ -156,10 +156,7 @@ impl Log {
         }
         self.epochs_changed = true;
         self.write_epochs()?;
-        let snapshots = self.snapshots_above(end)?;
-        if !snapshots.is_empty() {
-            files.disk().sync_dir(&dir).map_err(self.io("sync", &dir))?;
-        }
+        let kept = self.remove_snapshots_above(self.snapshot_offsets()?, end)?;
         files.forget(&path);
         let cut = files.disk().append(&path).and_then(|mut file| {
             file.truncate(position)?;
@@ -172,7 +169,6 @@ impl Log {
         self.cleaned = self.cleaned.min(end);
         self.damages.retain(|damage| damage.offsets.start < end);
         self.recount(position, end).map_err(self.io("read", &path))?;
-        let kept = self.snapshot_offsets()?;
         #[cfg(test)]
         if crate::log::planted(crate::log::Bug::ProducersOutliveACut) {
             return Ok(());
@@ -191,14 +187,12 @@ impl Log {
     pub(super) fn place_of(&self, offset: Offset) -> std::io::Result<(u64, Offset, bool)> {
         let segment = self.active();
         let from = segment.floor(&self.files, &self.dir, Offset(offset.0 - 1))?;
-        match self.place_behind(from, offset)? {
-            Some(place) => Ok(place),
-            // The batch of the index entry is damaged itself.
-            None => {
-                let place = self.place_behind(Begin::in_segment(segment.base, None), offset)?;
-                Ok(place.unwrap_or((0, segment.base, false)))
-            }
+        if let Some(place) = self.place_behind(from, offset)? {
+            return Ok(place);
         }
+        // The batch of the index entry is damaged itself.
+        let place = self.place_behind(Begin::in_segment(segment.base, None), offset)?;
+        Ok(place.expect("at its beginning every segment has a place"))
     }
 
     /// The same, as far as the batches from a position on tell; none where the first of them is damaged.
@@ -207,23 +201,22 @@ impl Log {
         let file = self.files.reader(&self.path(segment.base, LOG))?;
         let scan = Scan { base: segment.base, from, end: segment.bytes, below: self.end, verify: true };
         let mut scanner = Scanner::new(file, scan);
-        let mut place = (from.position() == 0).then_some((0, segment.base, true));
-        let mut damaged = false;
+        let mut place = (from.position() == 0).then_some((0, segment.base));
+        let mut is_hole = true;
         while let Some(found) = scanner.next()? {
             match found {
                 Found::Batch { position, header } if header.next_offset() <= offset => {
-                    place = Some((position + header.size() as u64, header.next_offset(), true));
-                    damaged = false;
+                    place = Some((position + header.size() as u64, header.next_offset()));
+                    is_hole = true;
                 }
                 Found::Batch { header, .. } => {
-                    return Ok(
-                        place.map(|(position, end, _)| (position, end, header.base_offset >= offset && !damaged))
-                    );
+                    is_hole &= header.base_offset >= offset;
+                    break;
                 }
-                Found::Damage { .. } => damaged = true,
+                Found::Damage { .. } => is_hole = false,
             }
         }
-        Ok(place.map(|(position, end, is_hole)| (position, end, is_hole && !damaged)))
+        Ok(place.map(|(position, end)| (position, end, is_hole)))
     }
 
     /// The largest timestamp, and the entry that is due next, after a cut: the batches behind the last index entry tell.
@@ -257,11 +250,19 @@ impl Log {
         Ok(offsets)
     }
 
-    /// Removes the snapshots that know more than the log will have, and says which they were.
-    fn snapshots_above(&mut self, end: Offset) -> Result<Vec<Offset>, LogError> {
-        let above: Vec<Offset> = self.snapshot_offsets()?.into_iter().filter(|offset| *offset > end).collect();
+    /// Removes those of the snapshots that know more than the log has, durably: once the log has grown up to one that a loss of power
+    /// brought back, it would be believed. Those that stay.
+    pub(super) fn remove_snapshots_above(
+        &self,
+        mut snapshots: Vec<Offset>,
+        end: Offset,
+    ) -> Result<Vec<Offset>, LogError> {
+        let above = snapshots.split_off(snapshots.partition_point(|offset| *offset <= end));
         above.iter().try_for_each(|offset| self.remove_snapshot(*offset))?;
-        Ok(above)
+        if !above.is_empty() {
+            self.files.disk().sync_dir(&self.dir).map_err(self.io("sync", &self.dir))?;
+        }
+        Ok(snapshots)
     }
 
     fn drop_all(&mut self, offset: Offset) -> Result<(), LogError> {

@@ -281,16 +281,10 @@ impl Log {
     }
 
     /// From the newest snapshot that can be read, and the batches behind it, which count as taken in now.
-    pub(super) fn load_producers(&mut self, mut snapshots: Vec<Offset>, now_ms: i64) -> Result<(), LogError> {
+    pub(super) fn load_producers(&mut self, snapshots: Vec<Offset>, now_ms: i64) -> Result<(), LogError> {
         self.producers = Producers::default();
         self.snapshot = None;
-        if snapshots.last().is_some_and(|last| *last > self.end) {
-            while let Some(above) = snapshots.pop_if(|offset| *offset > self.end) {
-                self.remove_snapshot(above)?;
-            }
-            // Once the log has grown up to one that a loss of power brought back, it would be believed.
-            self.files.disk().sync_dir(&self.dir).map_err(self.io("sync", &self.dir))?;
-        }
+        let mut snapshots = self.remove_snapshots_above(snapshots, self.end)?;
         while let Some(offset) = snapshots.pop() {
             let path = segment::path(&self.dir, offset, SNAPSHOT);
             let bytes = checkpoint::read(self.files.disk(), &path).map_err(self.io("read", &path))?;

@@ -42,8 +42,8 @@ impl<'a> Standing<'a> {
         Self { changed: nodes.iter().map(|node| (*node, state)).collect(), ..Self::now(image) }
     }
 
-    pub(super) fn only_clean(self) -> Self {
-        Self { only_clean: true, ..self }
+    pub(super) fn only_clean(self, only_clean: bool) -> Self {
+        Self { only_clean, ..self }
     }
 
     /// The node is fenced, and what its directory held is gone.

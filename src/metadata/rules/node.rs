@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::election::{NodeSet, Standing, elect_where};
+use super::election::{NodeSet, Standing, elect_leaderless, elect_where};
 use crate::metadata::{Image, NodeState, Record, StorageNode};
 use crate::types::{DirectoryId, StorageId};
 
@@ -66,30 +66,26 @@ pub(super) fn restart(
 
 /// Makes fenced nodes active, all at once, and elects leaders where they were missing for that.
 pub fn unfence(image: &Image, nodes: &BTreeSet<StorageId>) -> Vec<Record> {
-    unfence_where(image, nodes, |standing| standing)
+    unfence_where(image, nodes, false)
 }
 
 /// The same, without unclean elections, while those in sync may be about to come.
 pub fn unfence_cleanly(image: &Image, nodes: &BTreeSet<StorageId>) -> Vec<Record> {
-    unfence_where(image, nodes, Standing::only_clean)
+    unfence_where(image, nodes, true)
 }
 
 /// The elections that [`unfence_cleanly`] left out, where those in sync did not come.
 pub fn elect_uncleanly(image: &Image) -> Vec<Record> {
-    let standing = Standing::now(image);
-    elect_where(image, &standing, |topic, partition| partition.leader.is_none() && topic.unclean_election())
+    let allowing = image.topics.values().filter(|topic| topic.unclean_election());
+    allowing.flat_map(|topic| elect_leaderless(image, topic)).collect()
 }
 
-fn unfence_where<'a>(
-    image: &'a Image,
-    nodes: &BTreeSet<StorageId>,
-    restricted: fn(Standing<'a>) -> Standing<'a>,
-) -> Vec<Record> {
+fn unfence_where(image: &Image, nodes: &BTreeSet<StorageId>, only_clean: bool) -> Vec<Record> {
     let active = in_state(image, nodes, |state| state == NodeState::Fenced);
     let active: Vec<_> = active.into_iter().filter(|node| image.storage[node].directory.is_some()).collect();
     let mut records = state_changes(image, &active, NodeState::Active);
     if active.iter().any(|node| image.storage[node].replicas > 0) {
-        let standing = restricted(Standing::with(image, &active, NodeState::Active));
+        let standing = Standing::with(image, &active, NodeState::Active).only_clean(only_clean);
         records.extend(elect_where(image, &standing, |_, partition| partition.leader.is_none()));
     }
     records

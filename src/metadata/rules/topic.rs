@@ -80,15 +80,7 @@ pub fn alter(
     config: &BTreeMap<String, Option<String>>,
     max_message_bytes_limit: u64,
 ) -> Result<Vec<Record>, TopicError> {
-    let mut records = alter_cleanly(image, name, partitions, config, max_message_bytes_limit)?;
-    let Some(Record::TopicConfigured { config: changes, .. }) = records.first() else { return Ok(records) };
-    let mut topic = known(image, name)?.clone();
-    topic.config.extend(changes.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?))));
-    topic.config.retain(|key, _| !matches!(changes.get(key), Some(None)));
-    if topic.unclean_election() && topic.partitions.iter().any(|partition| partition.leader.is_none()) {
-        records.extend(elect_leaderless(image, &topic));
-    }
-    Ok(records)
+    alter_where(image, name, partitions, config, max_message_bytes_limit, false)
 }
 
 /// The same without these elections, while those in sync may be about to come.
@@ -99,10 +91,21 @@ pub fn alter_cleanly(
     config: &BTreeMap<String, Option<String>>,
     max_message_bytes_limit: u64,
 ) -> Result<Vec<Record>, TopicError> {
+    alter_where(image, name, partitions, config, max_message_bytes_limit, true)
+}
+
+fn alter_where(
+    image: &Image,
+    name: &str,
+    partitions: Option<u32>,
+    config: &BTreeMap<String, Option<String>>,
+    max_message_bytes_limit: u64,
+    only_clean: bool,
+) -> Result<Vec<Record>, TopicError> {
     let topic = known(image, name)?;
     let factor = topic.partitions.first().map_or(1, |partition| partition.replicas.len());
     let mut records = Vec::new();
-    records.extend(configure(topic, config, factor, max_message_bytes_limit)?);
+    records.extend(configure(image, topic, config, factor, max_message_bytes_limit, only_clean)?);
     let present = topic.partitions.len() as u32;
     let wanted = partitions.unwrap_or(present);
     if wanted < present {
@@ -154,12 +157,14 @@ fn check_config(config: &BTreeMap<String, String>, factor: usize, limit: u64) ->
     Ok(config::check_whole(config, factor)?)
 }
 
-/// What sets the keys that differ.
+/// What sets the keys that differ; and elections, where the topic now allows unclean ones and partitions wait for them.
 fn configure(
+    image: &Image,
     topic: &Topic,
     keys: &BTreeMap<String, Option<String>>,
     factor: usize,
     limit: u64,
+    only_clean: bool,
 ) -> Result<Vec<Record>, TopicError> {
     let mut whole = topic.config.clone();
     let mut changes = BTreeMap::new();
@@ -182,7 +187,12 @@ fn configure(
     if changes.is_empty() {
         return Ok(Vec::new());
     }
-    Ok(vec![Record::TopicConfigured { topic_id: topic.id, config: changes }])
+    let mut records = vec![Record::TopicConfigured { topic_id: topic.id, config: changes }];
+    let allows = whole.get(config::UNCLEAN_ELECTION).is_some_and(|value| value == "true");
+    if allows && !only_clean && topic.partitions.iter().any(|partition| partition.leader.is_none()) {
+        records.extend(elect_leaderless(image, &Topic { config: whole, ..topic.clone() }));
+    }
+    Ok(records)
 }
 
 /// The replicas of new partitions, in pieces that a record can hold.

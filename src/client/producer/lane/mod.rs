@@ -424,9 +424,9 @@ impl<B> Lane<B> {
         }
     }
 
-    /// Another leads by now: what is unanswered is sent again.
+    /// Another leads by now: what is unanswered is sent again, where it is stored once nevertheless.
     pub fn leader_changed(&mut self, now: Instant) {
-        if self.recall() {
+        if self.pace.is_idempotent && self.recall() {
             self.progressed(now);
         }
     }

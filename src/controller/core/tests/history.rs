@@ -151,12 +151,7 @@ fn a_history_is_followed_on_only_once_its_last_message_is_seen_to_be_the_streams
 
 #[test]
 fn a_history_that_is_lost_again_before_its_restorer_is_elected_can_be_restored_again() {
-    let mut rig = Rig::with_nodes();
-    rig.missing = true;
-    rig.pass(Duration::from_secs(2));
-    let source = rig.core.history().position();
-    let restore = admin::encode(&admin::MetadataRestore { confirm: Some(source) });
-    rig.admin("metadata", "restore", restore);
+    let (mut rig, source) = Rig::restoring();
     let made = Ok(crate::metadata::SnapshotRef { version: Version(1), digest: source.digest, bytes: 1 });
     // The election on top of it finds no stream any more.
     rig.fates.push_back(Fate::Swallowed);
@@ -170,12 +165,7 @@ fn a_history_that_is_lost_again_before_its_restorer_is_elected_can_be_restored_a
 
 #[test]
 fn the_first_entry_of_a_restored_history_names_its_snapshot_whatever_was_written_before_it() {
-    let mut rig = Rig::with_nodes();
-    rig.missing = true;
-    rig.pass(Duration::from_secs(2));
-    let source = rig.core.history().position();
-    let restore = admin::encode(&admin::MetadataRestore { confirm: Some(source) });
-    rig.admin("metadata", "restore", restore);
+    let (mut rig, source) = Rig::restoring();
     let base = crate::metadata::restored_version(source, source.version);
     rig.made_anew = Some(base);
     let made = crate::metadata::SnapshotRef { version: base, digest: source.digest, bytes: 1 };
