@@ -88,6 +88,8 @@ impl ReplicasProc {
             waiting_max: 6,
             isr_batch: 3,
             answer_max_bytes: 70,
+            // Two positions a poll, and three partitions an answer.
+            message_max_bytes: 330,
             // Two records: some answers have fewer.
             ahead_min_bytes: 40,
             ahead_after: Duration::from_millis(2),

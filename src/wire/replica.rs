@@ -14,6 +14,11 @@ use crate::types::{ClusterId, LeaderEpoch, NodeEpoch, Offset, PartitionId, Stora
 const PROTOCOL: u8 = 1;
 const PREFIX: usize = 5;
 
+/// The most that a position takes in a poll, one that is dropped, and a partition in an answer beside its records.
+pub const POSITION_BYTES: usize = 64;
+pub const DROPPED_BYTES: usize = 24;
+pub const ANSWER_BYTES: usize = 80;
+
 /// The poll of a follower's node.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ReplicaFetch {
@@ -226,6 +231,45 @@ mod tests {
             session: 9,
             sequence: 4,
             outcome: SessionOutcome::Partitions(vec![partition(0, bytes[0]), partition(1, bytes[1])]),
+        }
+    }
+
+    #[test]
+    fn nothing_in_a_message_takes_more_than_is_counted_for_it() {
+        let size = |message: &dyn Fn(usize) -> Bytes| message(1_001).len() - message(1_000).len();
+        let (topic, partition, epoch) = (TopicId(Uuid::from_u128(u128::MAX)), u32::MAX, LeaderEpoch(u32::MAX));
+        let far = Offset(i64::MIN);
+        let position = ReplicaPosition {
+            topic,
+            partition,
+            leader_epoch: epoch,
+            attempt: u32::MAX,
+            offset: far,
+            last_epoch: Some(epoch),
+            flushed: far,
+        };
+        let poll = |positions, dropped| ReplicaFetch { positions, dropped, ..fetch() }.encode();
+        assert!(size(&|count| poll(vec![position; count], Vec::new())) <= POSITION_BYTES);
+        assert!(size(&|count| poll(Vec::new(), vec![(topic, partition); count])) <= DROPPED_BYTES);
+        for outcome in [
+            PartitionOutcome::Agrees { high_watermark: far, log_start: far, bytes: 0 },
+            PartitionOutcome::Diverged { epoch, end: far },
+            PartitionOutcome::OutOfRange { log_start: far, log_end: far },
+        ] {
+            let one = PartitionAnswer {
+                topic,
+                partition,
+                leader_epoch: epoch,
+                offset: far,
+                last_epoch: Some(epoch),
+                outcome,
+            };
+            let told =
+                |count| ReplicaAnswer { outcome: SessionOutcome::Partitions(vec![one; count]), ..answer([0, 0]) };
+            assert!(
+                size(&|count| told(count).encode(&[])) + 5 <= ANSWER_BYTES,
+                "with five bytes for its records' length"
+            );
         }
     }
 

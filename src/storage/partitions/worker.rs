@@ -150,6 +150,7 @@ impl Worker {
     async fn settle(&mut self, now: Monotonic) {
         loop {
             // What is carried out may lead to more.
+            self.engine.limit_messages(self.hub.max_payload());
             self.engine.step(now, &mut self.effects);
             if self.effects.is_empty() {
                 break;

@@ -62,6 +62,8 @@ pub struct Settings {
     pub retry: Duration,
     /// The most bytes of records in one answer.
     pub answer_max_bytes: usize,
+    /// The most bytes in one poll or answer, all in all, but for an answer of a single batch.
+    pub message_max_bytes: usize,
     /// After an answer with as many bytes of records, a follower asks for the next ones although these are not on its disk yet,
     pub ahead_min_bytes: usize,
     /// but not before this time has passed: a poll that says what is on the disk costs no more than one that does not.
@@ -87,6 +89,7 @@ impl Default for Settings {
             poll_timeout: Duration::from_secs(2),
             retry: Duration::from_millis(50),
             answer_max_bytes: 900 << 10,
+            message_max_bytes: 960 << 10,
             ahead_min_bytes: 32 << 10,
             ahead_after: Duration::from_millis(3),
             ahead_max: 4,

@@ -5,6 +5,7 @@
 //! the disk takes its time, the next ones are asked for meanwhile, and another poll says what is on the disk as soon as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::{Excluded, Unbounded};
 
 use bytes::Bytes;
 
@@ -13,9 +14,12 @@ use crate::replication::{EpochEnd, FetchFrom, FetchOutcome, Step};
 use crate::storage::core::{Call, CallError, Place};
 use crate::types::{Monotonic, StorageId};
 use crate::wire::replica::{
-    PartitionAnswer, PartitionOutcome, ReplicaAnswer, ReplicaFetch, ReplicaPosition, SessionOutcome,
+    DROPPED_BYTES, POSITION_BYTES, PartitionAnswer, PartitionOutcome, ReplicaAnswer, ReplicaFetch, ReplicaPosition,
+    SessionOutcome,
 };
 
+/// What a poll has beside positions, at most.
+const POLL_BYTES: usize = 128;
 /// The most polls of one session that may be under way: the newest, and those that it overtakes.
 const POLLS: usize = 4;
 
@@ -27,8 +31,9 @@ pub(super) struct Link {
     sequence: u32,
     /// The newest poll whose answer was taken.
     taken: Option<u32>,
-    /// To be named in the next poll.
+    /// To be named in the next poll, beginning behind the last one that was.
     changed: BTreeSet<Place>,
+    named: Option<Place>,
     dropped: BTreeSet<Place>,
     /// What the leader was told of.
     told: BTreeSet<Place>,
@@ -52,6 +57,7 @@ impl Link {
             sequence: 0,
             taken: None,
             changed: BTreeSet::new(),
+            named: None,
             dropped: BTreeSet::new(),
             told: BTreeSet::new(),
             unflushed: BTreeSet::new(),
@@ -116,7 +122,20 @@ impl Link {
         if self.unflushed.is_empty() { Some(self.retry_at) } else { self.ahead_at.map(|at| at.max(self.retry_at)) }
     }
 
-    /// The session is over: the next poll names everything.
+    /// The next to be named, in turn, as many as there is room for.
+    fn take_changed(&mut self, room: usize) -> Vec<Place> {
+        if self.changed.len() <= room {
+            return std::mem::take(&mut self.changed).into_iter().collect();
+        }
+        let behind = self.named.map_or(Unbounded, Excluded);
+        let in_turn = self.changed.range((behind, Unbounded)).chain(&self.changed);
+        let taken: Vec<_> = in_turn.take(room).copied().collect();
+        taken.iter().for_each(|place| _ = self.changed.remove(place));
+        self.named = taken.last().copied();
+        taken
+    }
+
+    /// The session is over: the next polls name everything.
     pub(super) fn reset(&mut self, retry_at: Monotonic) {
         (self.sequence, self.taken) = (0, None);
         (self.ahead_at, self.ahead) = (None, 0);
@@ -169,8 +188,12 @@ impl<L: Log> Replicas<L> {
         if link.sequence == 0 {
             link.session += 1;
         }
-        let mut positions = Vec::with_capacity(link.changed.len());
-        for place in std::mem::take(&mut link.changed) {
+        // What finds no place in this poll is named in the next one, which does not wait for its answer.
+        let room = self.settings.message_max_bytes.saturating_sub(POLL_BYTES);
+        let gone: Vec<_> = (0..room / DROPPED_BYTES).map_while(|_| link.dropped.pop_first()).collect();
+        let room = (room - gone.len() * DROPPED_BYTES) / POSITION_BYTES;
+        let mut positions = Vec::with_capacity(link.changed.len().min(room));
+        for place in link.take_changed(room.max(1)) {
             let Some(replica) = self.held.get(&place) else { continue };
             let Role::Follows(follower) = &replica.role else { continue };
             let from = follower.fetch_from(replica.log.epochs(), replica.log.end(), replica.flushed);
@@ -195,7 +218,7 @@ impl<L: Log> Replicas<L> {
             max_bytes: self.settings.answer_max_bytes as u32,
             max_wait_ms: self.settings.poll_wait.as_millis() as u32,
             positions,
-            dropped: std::mem::take(&mut link.dropped).into_iter().collect(),
+            dropped: gone,
         };
         let timeout = self.settings.poll_wait + self.settings.poll_timeout;
         link.polls.insert(call, (link.sequence, now + timeout));

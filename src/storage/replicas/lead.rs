@@ -11,9 +11,11 @@ use crate::replication::{FetchFrom, FetchOutcome, Refusal, ReplicaSession};
 use crate::storage::core::{Member, Place, Token};
 use crate::types::{Monotonic, NodeEpoch, Offset, StorageId};
 use crate::wire::replica::{
-    PartitionAnswer, PartitionOutcome, ReplicaAnswer, ReplicaFetch, ReplicaPosition, SessionOutcome,
+    ANSWER_BYTES, PartitionAnswer, PartitionOutcome, ReplicaAnswer, ReplicaFetch, ReplicaPosition, SessionOutcome,
 };
 
+/// What an answer has beside its partitions, at most.
+const HEAD_BYTES: usize = 128;
 /// The longest that a poll is kept, whatever it asks for.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 /// How many sessions of a follower that are over are kept in mind. A poll of one that comes late must not begin it again.
@@ -324,8 +326,9 @@ impl<L: Log> Replicas<L> {
     ) -> (Vec<PartitionAnswer>, Vec<Bytes>) {
         let places = self.sessions.get(&node).map(Session::in_turn).unwrap_or_default();
         let (mut partitions, mut batches, mut left) = (Vec::new(), Vec::new(), max_bytes);
+        let mut room = self.settings.message_max_bytes.saturating_sub(HEAD_BYTES);
         for place in places {
-            if left == 0 {
+            if left == 0 || (room < ANSWER_BYTES && !partitions.is_empty()) {
                 break;
             }
             if self.is_held_back(now, node, place) {
@@ -334,7 +337,8 @@ impl<L: Log> Replicas<L> {
             let Some(mut answer) = self.judge(now, node, place) else { continue };
             if let PartitionOutcome::Agrees { bytes, .. } = &mut answer.outcome {
                 // The first partition gets its batch whatever its size, the others only what is left.
-                match self.records_in_turn(now, node, place, answer.offset, left, batches.is_empty()) {
+                let (fits, first) = (left.min(room.saturating_sub(ANSWER_BYTES)), partitions.is_empty());
+                match self.records_in_turn(now, node, place, answer.offset, fits, first) {
                     // The answer is full: the next one begins here.
                     Ok(None) => break,
                     Ok(Some(read)) => {
@@ -343,6 +347,7 @@ impl<L: Log> Replicas<L> {
                         }
                         *bytes = read.bytes() as u32;
                         left = left.saturating_sub(read.bytes());
+                        room = room.saturating_sub(read.bytes());
                         batches.extend(read.pieces);
                     }
                     Err(error) => {
@@ -354,6 +359,7 @@ impl<L: Log> Replicas<L> {
             let Some(session) = self.sessions.get_mut(&node) else { break };
             session.ready.remove(&place);
             session.cursor = Some(place);
+            room = room.saturating_sub(ANSWER_BYTES);
             partitions.push(answer);
         }
         (partitions, batches)

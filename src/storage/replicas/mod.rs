@@ -122,6 +122,11 @@ impl<L: Log> Replicas<L> {
         }
     }
 
+    /// The server takes messages of so many bytes.
+    pub fn limit_messages(&mut self, bytes: usize) {
+        self.settings.message_max_bytes = bytes;
+    }
+
     /// Takes inputs in the order in which they came. Many may be given before [`Self::step`], which sees to what they led to.
     pub fn take(&mut self, now: Monotonic, input: Input<L>, out: &mut Vec<Effect<L::Error>>) {
         match input {

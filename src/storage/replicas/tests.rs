@@ -119,6 +119,8 @@ struct Cluster {
     acknowledged: Vec<(Token, Result<Offset, AppendError<Broken>>)>,
     dropped: Vec<(Place, AppendError<Broken>)>,
     polls: u32,
+    /// The longest poll or answer, in bytes.
+    longest: usize,
 }
 
 impl Cluster {
@@ -144,6 +146,7 @@ impl Cluster {
             acknowledged: Vec::new(),
             dropped: Vec::new(),
             polls: 0,
+            longest: 0,
         };
         (0..3).for_each(|node| cluster.start(node, BTreeMap::new()));
         cluster
@@ -189,9 +192,11 @@ impl Cluster {
             match effect {
                 Effect::Poll { call, to, message, .. } => {
                     self.polls += 1;
+                    self.longest = self.longest.max(message.len());
                     self.ways.push(Way::Poll { from: node, call, to: to.0, message });
                 }
                 Effect::Answer { token, message } => {
+                    self.longest = self.longest.max(message.len());
                     if let Some((to, call)) = self.nodes[node as usize].tokens.remove(&token) {
                         self.ways.push(Way::Answer { to, call, result: Ok(message) });
                     }
@@ -385,6 +390,25 @@ fn thousands_of_idle_partitions_cost_a_poll_per_pair_of_nodes_that_names_none() 
         cluster.arrive(way);
     }
     assert_eq!(cluster.acknowledged.len(), 1);
+}
+
+#[test]
+fn thousands_of_partitions_are_named_and_answered_in_messages_that_the_server_takes() {
+    const LIMIT: usize = 20_000;
+    let mut cluster = Cluster::new(2_000);
+    cluster.settle(Duration::from_secs(1));
+    for node in &mut cluster.nodes {
+        node.engine.limit_messages(LIMIT);
+    }
+    for partition in 0..2_000 {
+        cluster.append(0, (TOPIC, partition), partition.into(), Some(Acks::All));
+    }
+    // All polls are lost, and with them the sessions: everything is named anew, and has something to be told.
+    cluster.ways.retain(|way| !matches!(way, Way::Poll { .. } | Way::Answer { .. }));
+    cluster.longest = 0;
+    cluster.settle(Duration::from_secs(20));
+    assert_eq!(cluster.acknowledged.len(), 2_000);
+    assert!((LIMIT / 4..=LIMIT).contains(&cluster.longest), "{} bytes", cluster.longest);
 }
 
 #[test]
