@@ -38,7 +38,7 @@ pub fn place(image: &Image, count: u32, factor: usize) -> Result<Vec<Replicas>, 
     if count == 0 {
         return Ok(Vec::new());
     }
-    let mut table = Table::new(image);
+    let mut table = Table::new(image, count, factor);
     // Each node gets as much of such a block as any other, from a state on in which all of them have as much.
     let (count, block) = (count as usize, BLOCK.next_multiple_of(active));
     let mut placed = Vec::with_capacity(count);
@@ -117,13 +117,27 @@ struct Table {
 }
 
 impl Table {
-    fn new(image: &Image) -> Self {
+    /// For so many partitions of so many replicas. A node that has much less than most, since it is new, counts as having
+    /// less by one share: else all of a topic would go there, and nobody else would serve it.
+    fn new(image: &Image, count: u32, factor: usize) -> Self {
         let mut racks: BTreeMap<Arc<str>, usize> = BTreeMap::new();
         let mut nodes = Vec::new();
         for (id, node) in image.active_nodes() {
             let next = racks.len() + 1;
             let group = node.rack.clone().map_or(NO_RACK, |rack| *racks.entry(rack).or_insert(next));
             nodes.push(Node { id, group, replicas: node.replicas, leaders: node.leaders });
+        }
+        let share = |all: u64| u32::try_from(all.div_ceil(nodes.len().max(1) as u64)).unwrap_or(u32::MAX);
+        let (replicas, leaders) = (share(u64::from(count) * factor as u64), share(u64::from(count)));
+        let least = |what: fn(&Node) -> u32, share: u32| {
+            let mut present: Vec<_> = nodes.iter().map(what).collect();
+            present.sort_unstable();
+            let middle = present.get(present.len() / 2).copied().unwrap_or(0);
+            middle.saturating_sub(1 + share)
+        };
+        let (fewest, fewest_led) = (least(|node| node.replicas, replicas), least(|node| node.leaders, leaders));
+        for node in &mut nodes {
+            (node.replicas, node.leaders) = (node.replicas.max(fewest), node.leaders.max(fewest_led));
         }
         let followed = vec![BTreeMap::new(); nodes.len()];
         let groups = vec![BTreeSet::new(); racks.len() + 1];
@@ -548,6 +562,19 @@ mod tests {
             assert!(spread(nodes.clone().map(of)) <= 1, "{:?}", nodes.map(of).collect::<Vec<_>>());
         }
         assert!(spreads(&world).1 <= 1, "{:?}", spreads(&world));
+    }
+
+    #[test]
+    fn a_new_node_takes_more_of_a_topic_than_others_but_not_all_of_it() {
+        let mut world = World::with_nodes(5);
+        create(&mut world, 0, 1_000, 3);
+        world.register(5);
+        world.unfence([5]);
+        create(&mut world, 1, 12, 1);
+        let topic = &world.image().topics[&topic_id(1)];
+        let led = |id| topic.partitions.iter().filter(|partition| partition.leader == Some(StorageId(id))).count();
+        assert!((3..=5).contains(&led(5)), "{}", led(5));
+        assert!((0..5).all(|id| led(id) >= 1), "{:?}", (0..5).map(led).collect::<Vec<_>>());
     }
 
     #[test]
