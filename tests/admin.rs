@@ -30,7 +30,14 @@ fn request() -> TopicCreate {
 }
 
 fn created() -> Vec<u8> {
-    let changed = Changed { subject: "orders".into(), topic_id: None, version: Version(5), applied: 3, active: 3 };
+    let changed = Changed {
+        subject: "orders".into(),
+        topic_id: None,
+        version: Version(5),
+        applied: 3,
+        active: 3,
+        unchanged: false,
+    };
     serde_json::to_vec(&changed).unwrap()
 }
 

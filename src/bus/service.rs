@@ -15,6 +15,7 @@ use tokio::sync::{RwLock, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::{BusError, raw};
+use crate::wire::{Code, WireError};
 
 /// What the service is called, in `nats micro ls`.
 pub const NAME: &str = "dmq-admin";
@@ -167,9 +168,9 @@ async fn forward(
         match requests.try_send(Request { endpoint, payload, headers, responder }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(request)) => {
-                let body = Bytes::from_static(br#"{"error":"too many requests wait; try again"}"#);
+                let error = WireError::new(Code::Busy, "too many requests wait; try again");
                 // Whether or not it arrives, the requester tries again.
-                let _ = request.responder.error(503, "too many requests wait; try again", body).await;
+                let _ = request.responder.error(503, &error.message, error.encode()).await;
             }
             Err(mpsc::error::TrySendError::Closed(_)) => break,
         }

@@ -276,13 +276,22 @@ const RESTORE_STEP: u64 = 1_000_000_000;
 /// `highest` is the highest version that anybody reported.
 pub fn restored_base(mut image: Image, from: Position, highest: Version) -> (Image, Position) {
     image.reset_for_restore();
-    // Beyond 2^53 not every JSON reader holds a version exactly. Nobody gets there but by forging.
-    let highest = highest.max(from.version).0.min((1 << 53) - 2 * RESTORE_STEP);
-    let version = Version((highest / RESTORE_STEP + 1) * RESTORE_STEP);
+    let version = restored_version(from, highest);
     (image, Position { version, digest: restored_digest(from, version) })
 }
 
 /// The version that a restored history's base has.
 pub fn restored_version(from: Position, highest: Version) -> Version {
-    Version((highest.max(from.version).0 / RESTORE_STEP + 1) * RESTORE_STEP)
+    // Beyond 2^53 not every JSON reader holds a version exactly. Nobody gets there but by forging.
+    let highest = highest.max(from.version).0.min((1 << 53) - 2 * RESTORE_STEP);
+    Version((highest / RESTORE_STEP + 1) * RESTORE_STEP)
+}
+
+/// How far beyond what one knows of a version can be: as many restores later as nobody has seen.
+const FARTHEST: u64 = 1_000 * RESTORE_STEP;
+
+/// Whether a version that somebody claims may be of the history that stands at `known`, perhaps after restores since. Where a
+/// history is lost, a restore begins above what is claimed; so what is claimed may not use up all numbers there are.
+pub fn is_plausible(claimed: Version, known: Version) -> bool {
+    claimed.0 <= known.0.saturating_add(FARTHEST)
 }

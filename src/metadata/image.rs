@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::partitions::Partitions;
-use super::record::{PartitionChange, Record, Replicas, SnapshotRef};
+use super::record::{Move, PartitionChange, Record, Replicas, SnapshotRef};
 use crate::types::{
     ClusterId, ControllerEpoch, ControllerId, DirectoryId, IncarnationId, LeaderEpoch, NodeEpoch, PairingEpoch,
     PartitionEpoch, PartitionId, Position, RequestId, StorageId, TopicId, TopicName, Version,
@@ -367,6 +367,11 @@ impl Image {
             Record::PartitionsChanged { topic_id, changes } => {
                 changes.iter().try_for_each(|change| self.change_partition(*topic_id, change))?;
             }
+            Record::PartitionsMoved { change, partitions } => {
+                for (topic, numbers) in partitions {
+                    numbers.iter().try_for_each(|number| self.move_partition(*topic, *number, change))?;
+                }
+            }
             Record::NoOp {} => {}
         }
         Ok(())
@@ -497,6 +502,26 @@ impl Image {
             }
         }
         Ok(())
+    }
+
+    fn move_partition(
+        &mut self,
+        topic: TopicId,
+        partition: PartitionId,
+        change: &Move,
+    ) -> Result<(), InapplicableRecord> {
+        let Move { leader, left, joined } = change;
+        let held = self.partition(topic, partition);
+        let held = held.ok_or_else(|| inapplicable!("topic {topic} has no partition {partition}"))?;
+        if left.iter().any(|node| !held.in_sync(*node)) || joined.iter().any(|node| held.in_sync(*node)) {
+            let isr: Vec<_> = held.isr().collect();
+            let words = format!("{left:?} cannot leave and {joined:?} not join the in-sync replicas {isr:?}");
+            return Err(inapplicable!("{words} of partition {partition} of topic {topic}"));
+        }
+        let isr = || held.isr().filter(|node| !left.contains(node)).chain(joined.iter().copied()).collect();
+        let isr = (!left.is_empty() || !joined.is_empty()).then(isr);
+        let change = PartitionChange { partition, leader: *leader, isr, waits_for: None, recovering: None };
+        self.change_partition(topic, &change)
     }
 
     /// Adds partitions to their nodes' counts, or takes them away.

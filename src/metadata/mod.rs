@@ -23,12 +23,14 @@ mod tests;
 
 pub use digest::{chain, restored_digest};
 pub use entry::{Cause, Entry, EntryError, ParsedEntry, digest_of, encode_change};
-pub use history::{Change, History, HistoryError, Message, Offered, VoidReason, restored_base, restored_version};
+pub use history::{
+    Change, History, HistoryError, Message, Offered, VoidReason, is_plausible, restored_base, restored_version,
+};
 pub use image::{
     ElectedController, Image, InapplicableRecord, MAX_PARTITIONS, MAX_REPLICAS, NodeState, Partition, RequestOutcome,
     StorageNode, Topic,
 };
 pub use partitions::Partitions;
 pub use placement::{PlacementError, place};
-pub use record::{PartitionChange, Record, Replicas, SnapshotRef};
+pub use record::{Move, PartitionChange, Record, Replicas, SnapshotRef};
 pub use snapshot::{SnapshotError, read_snapshot, show_lines, snapshot_base, write_snapshot};

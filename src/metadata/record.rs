@@ -117,8 +117,28 @@ pub enum Record {
         topic_id: TopicId,
         changes: Vec<PartitionChange>,
     },
+    /// The same change of many partitions, in a few bytes for each: a node that falls is in sync in tens of thousands.
+    PartitionsMoved {
+        change: Move,
+        partitions: BTreeMap<TopicId, Vec<PartitionId>>,
+    },
     /// Takes a place in the history, so that nothing else can.
     NoOp {},
+}
+
+/// A change of a partition that says how it differs from what was before. The epochs rise as with a [`PartitionChange`].
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Move {
+    /// Absent: the same as before. Null: nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub leader: Option<Option<StorageId>>,
+    /// Who was in sync, and is no more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<StorageId>,
+    /// Who was not, and is now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub joined: Vec<StorageId>,
 }
 
 impl Record {
@@ -144,6 +164,14 @@ impl Record {
             topic_id: TopicId,
             replicas: Vec<Replicas>,
         }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        struct Moved {
+            #[serde(rename = "type")]
+            _type: IgnoredAny,
+            change: Move,
+            partitions: BTreeMap<TopicId, Vec<PartitionId>>,
+        }
         let text = raw.get();
         // As we write them. Any other spelling of the same takes the longer way.
         if text.starts_with(r#"{"type":"partitionsChanged","#) {
@@ -154,7 +182,40 @@ impl Record {
             let Added { topic_id, replicas, .. } = serde_json::from_str(text)?;
             return Ok(Self::PartitionsAdded { topic_id, replicas });
         }
+        if text.starts_with(r#"{"type":"partitionsMoved","#) {
+            let Moved { change, partitions, .. } = serde_json::from_str(text)?;
+            return Ok(Self::PartitionsMoved { change, partitions });
+        }
         serde_json::from_str(text)
+    }
+
+    /// The partitions whose state it changes, each with its leader where that is another one, or nobody.
+    pub fn changed_partitions(&self) -> impl Iterator<Item = (TopicId, PartitionId, Option<Option<StorageId>>)> {
+        let (one_topic, alike) = match self {
+            Self::PartitionsChanged { topic_id, changes } => (Some((*topic_id, changes)), None),
+            Self::PartitionsMoved { change, partitions } => (None, Some((change.leader, partitions))),
+            Self::ClusterFounded { .. }
+            | Self::ClusterRestored { .. }
+            | Self::ControllerElected { .. }
+            | Self::SnapshotCommitted { .. }
+            | Self::StorageRegistered { .. }
+            | Self::StorageStateChanged { .. }
+            | Self::StorageReplaced { .. }
+            | Self::StorageRemoved { .. }
+            | Self::PairingChanged { .. }
+            | Self::TopicCreated { .. }
+            | Self::PartitionsAdded { .. }
+            | Self::TopicConfigured { .. }
+            | Self::TopicDeleted { .. }
+            | Self::NoOp {} => (None, None),
+        };
+        let each = one_topic
+            .into_iter()
+            .flat_map(|(topic, changes)| changes.iter().map(move |change| (topic, change.partition, change.leader)));
+        each.chain(alike.into_iter().flat_map(|(leader, partitions)| {
+            let all = partitions.iter().flat_map(|(topic, numbers)| numbers.iter().map(|number| (*topic, *number)));
+            all.map(move |(topic, number)| (topic, number, leader))
+        }))
     }
 }
 

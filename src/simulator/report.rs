@@ -171,6 +171,7 @@ const EVENTS: &[&str] = &[
     "old records deleted",
     "pairing",
     "partition waits for a lost directory",
+    "partitions changed alike",
     "push applied",
     "push of an old epoch refused",
     "push of another pairing refused",

@@ -17,7 +17,7 @@ pub use ids::{
     TopicId,
 };
 pub use murmur::{murmur2, partition_of_key};
-pub use name::{TopicName, TopicNameError};
+pub use name::{OFFSETS_TOPIC, TopicName, TopicNameError};
 pub use offset::Offset;
 pub use position::{ControllerEpoch, Digest, LeaderEpoch, NodeEpoch, PairingEpoch, PartitionEpoch, Position, Version};
 pub use time::{Monotonic, WallTime};

@@ -31,6 +31,9 @@ pub enum TopicNameError {
     EmptyToken,
 }
 
+/// The internal, compacted topic that keeps groups' offsets.
+pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
+
 impl TopicName {
     pub fn new(text: &str) -> Result<Self, TopicNameError> {
         if text.is_empty() {
@@ -46,6 +49,11 @@ impl TopicName {
             return Err(TopicNameError::EmptyToken);
         }
         Ok(Self(text.into()))
+    }
+
+    /// Whether it is [`OFFSETS_TOPIC`].
+    pub fn is_internal(&self) -> bool {
+        self.as_str() == OFFSETS_TOPIC
     }
 
     pub fn as_str(&self) -> &str {

@@ -7,8 +7,25 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A metadata version: the sequence, in the history's stream, of the entry that made it. 0 is before the first entry.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "u64", into = "u64")]
 pub struct Version(pub u64);
+
+/// The highest version that is read: every JSON reader holds it exactly.
+const MAX_VERSION: u64 = (1 << 53) - 1;
+
+impl TryFrom<u64> for Version {
+    type Error = String;
+
+    fn try_from(number: u64) -> Result<Self, String> {
+        if number <= MAX_VERSION { Ok(Self(number)) } else { Err(format!("a version is at most {MAX_VERSION}")) }
+    }
+}
+
+impl From<Version> for u64 {
+    fn from(version: Version) -> Self {
+        version.0
+    }
+}
 
 impl Version {
     pub const ZERO: Self = Self(0);

@@ -149,6 +149,9 @@ pub struct Changed {
     /// How many of the active storage nodes have it on their disks, and how many there are.
     pub applied: u32,
     pub active: u32,
+    /// It was so already: nothing was written, and the version is the present one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unchanged: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -78,6 +78,8 @@ pub enum Code {
     NotCoordinator,
     /// A group's name that cannot be one.
     InvalidGroupId,
+    /// The topic's configuration forbids it.
+    PolicyViolation,
     /// More than 4,096 bytes of metadata with a committed offset.
     OffsetMetadataTooLarge,
     /// The request makes no sense in the present state; the message says why.
@@ -143,6 +145,7 @@ impl Code {
             | Self::NotCoordinator
             | Self::InvalidTimestamp
             | Self::InvalidGroupId
+            | Self::PolicyViolation
             | Self::OffsetMetadataTooLarge
             | Self::InvalidState => NodeRefusal::Retry,
         }
@@ -164,9 +167,24 @@ pub struct WireError {
     pub message: String,
 }
 
+fn shortened(words: String) -> String {
+    let count = words.chars().count();
+    if count <= LONGEST_WORDS {
+        return words;
+    }
+    let (first, last) = (LONGEST_WORDS * 3 / 4, LONGEST_WORDS / 4);
+    let begin: String = words.chars().take(first).collect();
+    let end: String = words.chars().skip(count - last).collect();
+    format!("{begin} … ({} more characters) … {end}", count - first - last)
+}
+
+/// The most characters of an error's words. They may quote what somebody sent, and travel twice in one message.
+const LONGEST_WORDS: usize = 1_000;
+
 impl WireError {
+    /// Words beyond 1,000 characters are shortened in the middle.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: shortened(message.into()) }
     }
 
     pub fn malformed(error: &serde_json::Error) -> Self {

@@ -153,6 +153,43 @@ fn an_unknown_field_in_an_admin_request_is_refused_for_every_verb() {
     assert_unharmed(&mut cluster);
 }
 
+/// An error's words may quote what was sent, and travel in a header too.
+#[test]
+fn what_is_long_is_refused_in_few_words() {
+    let mut cluster = Cluster::start(1, 1);
+    cluster.await_healthy();
+    cluster.run("topic create orders --replication-factor 1").unwrap();
+    let stranger = Stranger::new(&cluster.nats);
+    let long = "a".repeat(900_000);
+    let field = json!({ long.as_str(): 1 }).to_string();
+    let mut requests: Vec<_> = dmq::wire::admin::VERBS
+        .iter()
+        .map(|(noun, verb)| (format!("dmq.admin.{noun}.{verb}"), field.clone()))
+        .collect();
+    requests.extend(["topic.describe", "topic.delete"].map(|verb| {
+        let name = json!({ "name": long }).to_string();
+        (format!("dmq.admin.{verb}"), name)
+    }));
+    requests.extend(["fetch", "offsets", "delete"].map(|op| (format!("dmq.data.{op}.0.orders"), field.clone())));
+    for (subject, kind) in [
+        ("dmq.heartbeat.0", "dmq.heartbeat.v1"),
+        ("dmq.metadata.fetch.0", "dmq.metadata.fetch.v1"),
+        ("dmq.metadata.push.0", "dmq.metadata.push.v1"),
+    ] {
+        let message = json!({ "type": kind, "storage": long });
+        requests.push((subject.into(), message.to_string()));
+    }
+    for (subject, payload) in requests {
+        let answer = stranger.ask(&subject, payload);
+        assert!(!code(&answer).is_empty(), "{subject}: {answer}");
+        let words = answer["error"]["message"].as_str().unwrap();
+        assert!((10..1_500).contains(&words.len()), "{subject}: {} bytes", words.len());
+    }
+    let logs = cluster.logs();
+    assert_eq!(logs.lines().map(str::len).filter(|bytes| *bytes > 3_000).max(), None, "a log's line is too long");
+    assert_unharmed(&mut cluster);
+}
+
 #[test]
 fn a_heartbeat_counts_only_from_a_registered_incarnation_on_its_own_subject() {
     let mut cluster = Cluster::start(1, 2);
@@ -286,6 +323,34 @@ fn forged_versions_and_epochs_change_nothing() {
 
     let after = stranger.status();
     assert_eq!((&after["version"], &after["controller"]), (&before["version"], &before["controller"]), "{after}");
+    assert_unharmed(&mut cluster);
+}
+
+/// A copy of a node's own heartbeat is believed, but not whatever it says.
+#[test]
+fn a_version_that_no_history_comes_to_is_not_taken_for_a_lost_one() {
+    let mut cluster = Cluster::start(1, 1);
+    cluster.await_healthy();
+    let stranger = Stranger::new(&cluster.nats);
+    let heartbeat = stranger.listen("dmq.heartbeat.0").next();
+    let next = heartbeat["sequence"].as_u64().unwrap() + 1;
+    for version in [u64::MAX, 1 << 53, (1 << 53) - 1, 1 << 41] {
+        let position = json!({ "version": version, "digest": "ab".repeat(16) });
+        let forged = with(&heartbeat, json!({ "position": position, "sequence": next }));
+        let answer = stranger.ask("dmq.heartbeat.0", forged);
+        assert_eq!(code(&answer), "INVALID_REQUEST", "{version}: {answer}");
+        let restore = stranger.ask("dmq.admin.metadata.restore", "");
+        assert_eq!(code(&restore), "INVALID_STATE", "the history is whole: {restore}");
+    }
+    // One that may be is looked into, until the node itself says that it is not so.
+    let heartbeat = stranger.listen("dmq.heartbeat.0").next();
+    let next = heartbeat["sequence"].as_u64().unwrap() + 3;
+    let position = json!({ "version": 1_000_000_000, "digest": "ab".repeat(16) });
+    stranger.tell("dmq.heartbeat.0", with(&heartbeat, json!({ "position": position, "sequence": next })));
+    cluster.await_that("the node has contradicted it", || {
+        let count = said(&cluster, "controller-0", "somebody else said so in its name");
+        if count == 1 { Ok(()) } else { Err(cluster.logs()) }
+    });
     assert_unharmed(&mut cluster);
 }
 

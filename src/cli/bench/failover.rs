@@ -256,9 +256,8 @@ fn fencing(entries: &[Bytes], victim: StorageId) -> anyhow::Result<Option<(Versi
         for record in entry.records()? {
             if let Record::StorageStateChanged { storage, state: NodeState::Fenced, .. } = record {
                 fences |= storage == victim;
-            } else if let Record::PartitionsChanged { changes, .. } = record {
-                leaders += changes.iter().filter(|change| change.leader.flatten().is_some()).count() as u32;
             }
+            leaders += record.changed_partitions().filter(|(.., leader)| leader.flatten().is_some()).count() as u32;
         }
         if part.1 && fences {
             return Ok(Some((Version(entry.previous.version.0 + 1 + u64::from(part.0)), leaders)));

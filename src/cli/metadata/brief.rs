@@ -1,6 +1,7 @@
 //! Records in brief, for a line of the log.
 
 use crate::metadata::Record;
+use crate::types::StorageId;
 
 /// The most records that a line names; how many more there are is said.
 const NAMED: usize = 4;
@@ -39,6 +40,24 @@ fn record(record: &Record) -> String {
             let leaders = changes.iter().filter(|change| change.leader.is_some()).count();
             format!("topic {topic_id}: {} partitions changed, {leaders} of them their leader", changes.len())
         }
+        Record::PartitionsMoved { change, partitions } => {
+            let count = partitions.values().map(Vec::len).sum::<usize>();
+            let topics = partitions.len();
+            let mut words = vec![format!("{count} partitions of {topics} topics changed")];
+            let names = |nodes: &[StorageId]| nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+            match change.leader {
+                Some(Some(leader)) => words.push(format!("storage {leader} leads them")),
+                Some(None) => words.push("nobody leads them".into()),
+                None => {}
+            }
+            if !change.left.is_empty() {
+                words.push(format!("storage {} left their in-sync replicas", names(&change.left)));
+            }
+            if !change.joined.is_empty() {
+                words.push(format!("storage {} joined their in-sync replicas", names(&change.joined)));
+            }
+            words.join(", ")
+        }
         Record::NoOp {} => "nothing".into(),
     }
 }
@@ -46,7 +65,6 @@ fn record(record: &Record) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::StorageId;
 
     #[test]
     fn many_records_are_counted_rather_than_named() {

@@ -218,16 +218,19 @@ fn read_entry<'a>(
     Some((fields, quiet))
 }
 
+/// The highest id (Kafka's have 31 bits).
+const MAX_ID: u32 = i32::MAX as u32;
+
 fn read_id(path: &str, tree: &Tree, faults: &mut Faults) -> Option<u32> {
     if let Tree::Whole(number) = tree
-        && let Ok(id) = u32::try_from(*number)
+        && let Some(id) = u32::try_from(*number).ok().filter(|id| *id <= MAX_ID)
     {
         return Some(id);
     }
     let remedy = match tree {
         Tree::Text(text) if text.parse::<u32>().is_ok() => format!("write {} without quotes", text.trim_matches('+')),
-        Tree::Null => "write a number, or leave the key out".into(),
-        _ => format!("write a whole number from 0 to {}", u32::MAX),
+        Tree::Null if !path.ends_with(".id") => "write a number, or leave the key out".into(),
+        _ => format!("write a whole number from 0 to {MAX_ID}"),
     };
     faults.add(path, format!("{} is no id", tree.describe()), remedy);
     None

@@ -51,7 +51,12 @@ pub(super) const SPECS: &[Spec] = &[
     number("drain_timeout_ms", (0, 10 * MINUTE), "5000", "how long a stopping node tries to hand over its leadership"),
     number("push_retry_min_ms", (1, MINUTE), "50", "the first wait before an unanswered push is repeated"),
     number("push_retry_max_ms", (1, HOUR), "5000", "the longest wait before an unanswered push is repeated"),
-    number("push_max_bytes", (4096, 64 << 20), "524288", "the most bytes of changes in one push"),
+    number(
+        "push_max_bytes",
+        (4096, 64 << 20),
+        "524288",
+        "the most bytes of changes in one push, but for a larger one alone",
+    ),
     number(
         "snapshot_every_entries",
         (1, 100_000_000),

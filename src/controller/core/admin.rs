@@ -14,7 +14,7 @@ use super::office::Role;
 use super::{Controller, Effect, Token};
 use crate::metadata::rules::node::NodeError;
 use crate::metadata::rules::topic::TopicError;
-use crate::metadata::{Image, Record, rules};
+use crate::metadata::{Image, NodeState, Record, rules};
 use crate::types::{Monotonic, NodeEpoch, RequestId, StorageId, TopicId, Version};
 use crate::wire::admin::{
     self, Changed, IsrOutcome, MetadataRestore, NodeNamed, NodeRegistered, PartitionAlter, PartitionAltered, Terms,
@@ -84,7 +84,7 @@ impl Command {
 /// What is answered once a change is in the history.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Reply {
-    Changed { subject: String, topic_id: Option<TopicId>, wait: Duration },
+    Changed { subject: String, topic_id: Option<TopicId>, wait: Duration, unchanged: bool },
     Registered(StorageId),
     Altered(Vec<IsrOutcome>),
 }
@@ -196,7 +196,10 @@ impl Controller {
         }
         match self.decide(&command) {
             Err(error) => self.fail(token, error),
-            Ok(Decision { records, reply, .. }) if records.is_empty() => {
+            Ok(Decision { records, mut reply, .. }) if records.is_empty() => {
+                if let Reply::Changed { unchanged, .. } = &mut reply {
+                    *unchanged = true;
+                }
                 self.committed(self.history.position().version, token, reply);
             }
             Ok(Decision { records, cause, reply }) => {
@@ -225,7 +228,8 @@ impl Controller {
         match serde_json::from_str::<Remembered>(&outcome.answer) {
             Ok(remembered) if same => {
                 let wait = self.wait(terms);
-                let reply = Reply::Changed { subject: remembered.subject, topic_id: remembered.topic_id, wait };
+                let Remembered { subject, topic_id } = remembered;
+                let reply = Reply::Changed { subject, topic_id, wait, unchanged: false };
                 self.committed(version, token, reply);
             }
             Ok(_) | Err(_) => self.fail(token, reused(id)),
@@ -241,8 +245,10 @@ impl Controller {
         let image = self.image().ok_or_else(|| WireError::new(Code::NotController, "there is no cluster yet"))?;
         // The header of a reply and its subject need some room beside the batch.
         let message_limit = self.settings.message_limit as u64;
-        let changed =
-            |subject: String, topic_id, terms: &Terms| Reply::Changed { subject, topic_id, wait: self.wait(terms) };
+        let changed = |subject: String, topic_id, terms: &Terms| {
+            let wait = self.wait(terms);
+            Reply::Changed { subject, topic_id, wait, unchanged: false }
+        };
         match command {
             Command::CreateTopic(request, id) => {
                 let TopicCreate { name, partitions, replication_factor, config, terms } = request;
@@ -277,6 +283,15 @@ impl Controller {
             }
             Command::DrainNode(NodeNamed { id, terms }) => {
                 let node = image.storage.get(id).ok_or_else(|| node_error(NodeError::Unknown(*id)))?;
+                refuse_version(terms)?;
+                match node.state {
+                    NodeState::Active | NodeState::Draining => {}
+                    NodeState::Removed => return Err(node_error(NodeError::Removed(*id))),
+                    NodeState::Fenced => {
+                        let words = format!("storage node {id} is fenced: it leads nothing that could be moved away");
+                        return Err(WireError::new(Code::InvalidState, words));
+                    }
+                }
                 if node.leaders > 0 && !rules::node::can_drain(image, *id) {
                     let words = format!("storage node {id} leads partitions that nobody else can lead now");
                     return Err(WireError::new(Code::InvalidState, words));
@@ -289,6 +304,7 @@ impl Controller {
                 })
             }
             Command::ReplaceNode(NodeNamed { id, terms }) => {
+                refuse_version(terms)?;
                 let records = rules::node::replace(image, *id, self.session_live(*id)).map_err(node_error)?;
                 Ok(Decision {
                     records,
@@ -297,6 +313,7 @@ impl Controller {
                 })
             }
             Command::RemoveNode(NodeNamed { id, terms }) => {
+                refuse_version(terms)?;
                 let records = rules::node::remove(image, *id, self.session_live(*id)).map_err(node_error)?;
                 Ok(Decision {
                     records,
@@ -321,14 +338,15 @@ impl Controller {
     /// A change that somebody waits for is in the history.
     pub(super) fn committed(&mut self, version: Version, token: Token, reply: Reply) {
         match reply {
-            Reply::Changed { subject, topic_id, wait } => {
+            Reply::Changed { subject, topic_id, wait, unchanged } => {
                 let active: BTreeSet<_> =
                     self.image().map(|image| image.active_nodes().map(|(id, _)| id).collect()).unwrap_or_default();
                 let lacks =
                     |id: &StorageId| self.sessions.get(id).is_none_or(|session| session.position.version < version);
                 let missing: BTreeSet<_> = active.iter().copied().filter(lacks).collect();
                 let active = active.len() as u32;
-                let changed = Changed { subject, topic_id, version, applied: active - missing.len() as u32, active };
+                let applied = active - missing.len() as u32;
+                let changed = Changed { subject, topic_id, version, applied, active, unchanged };
                 let waiter = Waiter { token, deadline: self.mono() + wait, changed, missing };
                 if waiter.missing.is_empty() || wait.is_zero() {
                     self.answer_waiter(waiter);
@@ -395,6 +413,14 @@ fn read<T: DeserializeOwned>(payload: &[u8], command: impl FnOnce(T) -> Command)
     admin::decode(payload).map(command)
 }
 
+/// Of nodes it is not kept when they were changed.
+fn refuse_version(terms: &Terms) -> Result<(), WireError> {
+    match terms.if_version {
+        Some(_) => Err(WireError::new(Code::InvalidRequest, "ifVersion is for topics: leave it out")),
+        None => Ok(()),
+    }
+}
+
 fn reused(id: &RequestId) -> WireError {
     WireError::new(Code::RequestIdReused, format!("request id {id} was used for another request; take a new one"))
 }
@@ -403,7 +429,7 @@ fn topic_error(error: TopicError) -> WireError {
     let code = match &error {
         TopicError::Exists { .. } => Code::TopicAlreadyExists,
         TopicError::Unknown { .. } => Code::UnknownTopicOrPartition,
-        TopicError::Name(_) => Code::InvalidTopicException,
+        TopicError::Name(_) | TopicError::Internal { .. } => Code::InvalidTopicException,
         TopicError::NoPartitions
         | TopicError::TooManyPartitions(_)
         | TopicError::TooManyReplicas { .. }

@@ -8,8 +8,9 @@ use bytes::Bytes;
 
 use super::office::Role;
 use super::{Controller, Effect, Head, Level};
-use crate::metadata::{Cause, Change, History, Image, Record};
+use crate::metadata::{Cause, Change, History, Image, Record, is_plausible};
 use crate::types::{Monotonic, Position, Version, WallTime};
+use crate::wire::{Code, WireError};
 
 /// The most bytes and changes that are kept in memory for pushes.
 const TAIL_BYTES: usize = 16 << 20;
@@ -94,6 +95,7 @@ fn changes_a_state(record: &Record) -> bool {
         | Record::TopicConfigured { .. }
         | Record::TopicDeleted { .. }
         | Record::PartitionsChanged { .. }
+        | Record::PartitionsMoved { .. }
         | Record::NoOp {} => false,
     }
 }
@@ -248,6 +250,25 @@ impl Controller {
         } else {
             self.probe.beyond = Some((version, who, confirmed + 1));
             self.probe.ask_at = Some(self.mono() + SECOND_LOOK);
+        }
+    }
+
+    /// Refuses what no history can have come to.
+    pub(super) fn check_claim(&self, claimed: Position) -> Result<(), WireError> {
+        let known = self.history.position().version.max(self.probe.head);
+        if is_plausible(claimed.version, known) {
+            return Ok(());
+        }
+        let words = format!("version {} is further beyond {known} than any history goes", claimed.version);
+        Err(WireError::new(Code::InvalidRequest, words))
+    }
+
+    /// The one incarnation said to have this, and says later to have less. What it has never falls, so somebody else said it.
+    pub(super) fn refute(&mut self, claimed: Version, who: impl FnOnce() -> String) {
+        if self.probe.beyond.take_if(|(version, ..)| *version == claimed).is_some() {
+            let who = who();
+            self.log(Level::Warn, format!("{who} never had version {claimed}: somebody else said so in its name"));
+            self.probe.ask_at = Some(self.mono());
         }
     }
 
@@ -463,9 +484,11 @@ impl Controller {
                         session.push.paired_anew();
                     }
                 }
-                Record::PartitionsChanged { topic_id, changes } => {
-                    for moved in changes {
-                        self.leadership_moved(*topic_id, moved, version);
+                Record::PartitionsChanged { .. } | Record::PartitionsMoved { .. } => {
+                    for (topic, partition, leader) in record.changed_partitions() {
+                        if let Some(leader) = leader {
+                            self.leadership_moved((topic, partition), leader, version);
+                        }
                     }
                 }
                 Record::TopicCreated { .. }

@@ -263,7 +263,7 @@ impl Controller {
         if records.is_empty() {
             return false;
         }
-        let why = "storage nodes are paired with the metadata services that live";
+        let why = "pairings follow services.json and the metadata services that live";
         self.append(records, why.into(), None, Purpose::Background);
         true
     }

@@ -308,16 +308,18 @@ impl Controller {
     fn complain(&mut self, about: &str, words: impl FnOnce() -> String) {
         const MINUTE: Duration = Duration::from_secs(60);
         const KINDS: usize = 1000;
+        /// Where there are too many kinds, the rest is one.
+        const REST: &str = "anything else";
         self.refused += 1;
         let now = self.mono();
-        if self.complaints.get(about).is_some_and(|last| now.since(*last) < MINUTE) {
-            return;
-        }
+        let is_old = |last: &Monotonic| now.since(*last) >= MINUTE;
         if self.complaints.len() >= KINDS {
-            self.complaints.retain(|_, last| now.since(*last) < MINUTE);
-            if self.complaints.len() >= KINDS {
-                return;
-            }
+            self.complaints.retain(|_, last| !is_old(last));
+        }
+        let is_kept = self.complaints.contains_key(about) || self.complaints.len() < KINDS;
+        let about = if is_kept { about } else { REST };
+        if self.complaints.get(about).is_some_and(|last| !is_old(last)) {
+            return;
         }
         self.complaints.insert(about.to_string(), now);
         let words = words();

@@ -195,7 +195,9 @@ impl Controller {
     }
 
     pub(super) fn on_controller_heartbeat(&mut self, payload: &[u8]) {
-        let message = match ControllerHeartbeat::decode(payload) {
+        let message = match ControllerHeartbeat::decode(payload)
+            .and_then(|message| self.check_claim(message.position).map(|()| message))
+        {
             Ok(message) => message,
             Err(error) => {
                 return self

@@ -154,7 +154,7 @@ impl Controller {
             if !entries.is_empty() && bytes > max_bytes {
                 return (position, entries);
             }
-            if bytes > max_bytes {
+            if bytes > self.settings.message_limit {
                 // Alone too large for one message: the node fetches it.
                 return (head, Vec::new());
             }
@@ -199,7 +199,7 @@ impl Controller {
     }
 
     pub(super) fn on_ack(&mut self, storage: StorageId, payload: &[u8]) {
-        let ack = match PushAck::decode(payload) {
+        let ack = match PushAck::decode(payload).and_then(|ack| self.check_claim(ack.position).map(|()| ack)) {
             Ok(ack) => ack,
             Err(error) => {
                 return self.complain(&format!("ack {storage}"), || {

@@ -124,7 +124,7 @@ impl Controller {
         if request.rack.as_ref().is_some_and(|rack| rack.is_empty() || rack.len() > 255) {
             return Err(WireError::new(Code::InvalidRequest, "a rack's name has 1 to 255 bytes"));
         }
-        Ok(())
+        self.check_claim(request.position)
     }
 
     /// A node of this cluster that comes back with more than the history has: it is looked into before anything is written

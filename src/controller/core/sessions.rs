@@ -6,8 +6,10 @@ use std::time::Duration;
 use super::office::Role;
 use super::push::PushState;
 use super::{Controller, Effect, Level, Token};
-use crate::metadata::{NodeState, PartitionChange, Record, rules};
-use crate::types::{ClusterId, Connection, IncarnationId, Monotonic, NodeEpoch, Position, StorageId, TopicId, Version};
+use crate::metadata::{NodeState, Record, rules};
+use crate::types::{
+    ClusterId, Connection, IncarnationId, Monotonic, NodeEpoch, PartitionId, Position, StorageId, TopicId, Version,
+};
 use crate::wire::{Code, Health, Heartbeat, HeartbeatAnswer, PairingField, WantedState, WireError, WireMessage};
 
 /// A storage node as it is heard. Kept by active and standby alike, so that a new controller knows the living at once.
@@ -64,18 +66,29 @@ impl Controller {
             Ok(heartbeat) => heartbeat,
             Err(error) => return self.refuse(token, storage, error),
         };
+        let claim = self.check_claim(heartbeat.position);
         if let Err(error) = self.admit(storage, &heartbeat) {
-            if self.image().is_none() {
+            if claim.is_err() {
+                // Nothing of it counts.
+            } else if self.image().is_none() {
                 self.heard_before_founding(&heartbeat, received_at);
             } else if matches!(self.role, Role::Halted { .. }) {
                 self.heard_while_halted(&heartbeat, received_at);
             }
             return self.refuse_heartbeat(token, &heartbeat, error);
         }
+        if let Err(error) = claim {
+            return self.refuse(token, storage, error);
+        }
+        let before = self.sessions.get(&heartbeat.storage).filter(|held| held.incarnation == heartbeat.incarnation);
+        let before = before.map_or(Version::ZERO, |held| held.claimed.version);
         if !self.hear(&heartbeat, received_at) {
             return self.out.push(Effect::Drop { token });
         }
         let id = heartbeat.storage;
+        if heartbeat.position.version < before {
+            self.refute(before, || format!("storage node {id}"));
+        }
         self.weigh_claim(heartbeat.position, || format!("storage node {id}"));
         self.note_position(id, heartbeat.position);
         self.look_at_node(id);
@@ -148,8 +161,9 @@ impl Controller {
             && image.storage.get(&id).is_some_and(|node| node.directory == Some(heartbeat.directory));
         self.out.push(Effect::Answer { token, payload: answer.encode() });
         if !is_beginning {
-            let who = format!("heartbeat {id} {}", heartbeat.incarnation);
-            self.complain(&who, || format!("a heartbeat of storage node {id} does not count: {error}"));
+            self.complain(&format!("heartbeat {id} does not count"), || {
+                format!("a heartbeat of storage node {id} does not count: {error}")
+            });
         }
     }
 
@@ -272,10 +286,9 @@ impl Controller {
         let mut losers = BTreeSet::new();
         for record in records {
             match record {
-                Record::PartitionsChanged { topic_id, changes } => {
-                    let topic = self.image().and_then(|image| image.topics.get(topic_id));
-                    let moved = changes.iter().filter(|change| change.leader.is_some());
-                    let leader = |change: &PartitionChange| topic?.partitions.get(change.partition as usize)?.leader;
+                Record::PartitionsChanged { .. } | Record::PartitionsMoved { .. } => {
+                    let moved = record.changed_partitions().filter(|(.., leader)| leader.is_some());
+                    let leader = |(topic, number, _)| self.image()?.partition(topic, number)?.leader;
                     losers.extend(moved.filter_map(leader));
                 }
                 Record::StorageStateChanged { storage, state, .. } if !state.serves() => {
@@ -385,11 +398,13 @@ impl Controller {
     }
 
     /// Whoever held a replica may have led it: none of them gets a lease before it knows better.
-    pub(super) fn leadership_moved(&mut self, topic: TopicId, change: &PartitionChange, version: Version) {
-        let Some(leader) = change.leader else { return };
-        let Some(partition) = self.history.image().and_then(|image| image.partition(topic, change.partition)) else {
-            return;
-        };
+    pub(super) fn leadership_moved(
+        &mut self,
+        (topic, number): (TopicId, PartitionId),
+        leader: Option<StorageId>,
+        version: Version,
+    ) {
+        let Some(partition) = self.history.image().and_then(|image| image.partition(topic, number)) else { return };
         for replica in partition.replicas.iter().filter(|replica| Some(**replica) != leader) {
             match self.sessions.get_mut(replica) {
                 Some(session) => session.lost_leadership_at = version,

@@ -63,8 +63,13 @@ impl Controller {
     }
 
     fn describe_node(&self, id: StorageId, node: &StorageNode) -> NodeDescription {
-        let session = self.sessions.get(&id).filter(|session| session.incarnation == node.incarnation);
-        let version = session.map_or(Version::ZERO, |session| session.position.version);
+        // Nobody registers while nothing is written: what a restarted node says of itself is all there is.
+        let is_halted = matches!(self.role, Role::Halted { .. });
+        let session = self.sessions.get(&id).filter(|session| is_halted || session.incarnation == node.incarnation);
+        let version = session.map_or(Version::ZERO, |session| match is_halted {
+            true => session.position.version.max(session.claimed.version),
+            false => session.position.version,
+        });
         let heard = session.filter(|session| session.connection.is_some()).and_then(|session| session.heard);
         NodeDescription {
             id,

@@ -13,7 +13,9 @@ const PEER_KEPT_SESSIONS: u32 = 20;
 impl Controller {
     pub(super) fn on_stray(&mut self, subject: &str, token: Token) {
         let shown: String = subject.chars().take(255).collect();
-        let words = format!("{shown} is no service's subject: it ends with a number, as in services.json");
+        let words = format!(
+            "{shown} is no service's subject by this controller's services.json, which is what counts: start the sender with the same file"
+        );
         // Subjects can be made up without end, so they are one kind of complaint.
         self.complain("stray", || format!("a message was refused: {words}"));
         let error = WireError::new(Code::InvalidRequest, words);

@@ -135,6 +135,7 @@ fn status(code: Code) -> u16 {
         | Code::InvalidRecord
         | Code::InvalidGroupId
         | Code::InvalidTimestamp
+        | Code::PolicyViolation
         | Code::OffsetMetadataTooLarge => 400,
         Code::UnknownTopicOrPartition | Code::UnknownTopicId | Code::UnknownNode => 404,
         Code::TopicAlreadyExists

@@ -7,13 +7,17 @@ use std::collections::BTreeMap;
 
 use smallvec::SmallVec;
 
-use crate::metadata::{Image, NodeState, Partition, PartitionChange, Record, Topic};
+use crate::metadata::{Image, Move, NodeState, Partition, PartitionChange, Record, Topic};
 use crate::types::{DirectoryId, PartitionId, StorageId, TopicId};
 
 /// The most partitions in one record, and the most replicas that they name together: records stay below 56 KiB whatever the
 /// numbers in them, so that changes can be split even where messages are of 64 KiB.
 pub(super) const PARTITIONS_PER_RECORD: usize = 250;
 pub(super) const REPLICAS_PER_RECORD: usize = 2_000;
+/// What partitions that change alike take in one record, at most.
+const MOVED_BYTES: usize = 48 << 10;
+/// From so many on, partitions that change alike share a record.
+const ALIKE: usize = 4;
 
 /// How the nodes stand once the change that is being decided has taken effect.
 pub struct Standing<'a> {
@@ -143,41 +147,91 @@ fn elect_unclean(
     candidates.clone().find(|node| !emptied(**node)).or_else(|| candidates.next()).copied()
 }
 
-/// Gathers changes of partitions, topic by topic, into records of a size that a message can carry.
+/// Gathers changes of partitions, each partition's once, into records of a size that a message can carry. What changes alike of
+/// many, as where a node is fenced, is said once.
 #[derive(Default)]
 pub(super) struct Gathered {
-    records: Vec<Record>,
-    topic: Option<TopicId>,
-    changes: Vec<PartitionChange>,
-    replicas: usize,
+    changes: Vec<(TopicId, PartitionChange)>,
+    /// Which of them are alike.
+    alike: BTreeMap<Move, Vec<usize>>,
 }
 
 impl Gathered {
-    pub fn push(&mut self, topic: TopicId, change: PartitionChange) {
-        let replicas = change.isr.as_ref().map_or(0, Vec::len);
-        let full = self.changes.len() == PARTITIONS_PER_RECORD || self.replicas + replicas > REPLICAS_PER_RECORD;
-        if full || self.topic != Some(topic) {
-            self.close();
+    /// `before` is the partition that changes.
+    pub fn push(&mut self, topic: TopicId, before: &Partition, change: PartitionChange) {
+        if let Some(alike) = as_move(before, &change) {
+            self.alike.entry(alike).or_default().push(self.changes.len());
         }
-        self.topic = Some(topic);
-        self.replicas += replicas;
-        self.changes.push(change);
+        self.changes.push((topic, change));
     }
 
-    fn close(&mut self) {
-        let changes = std::mem::take(&mut self.changes);
-        self.replicas = 0;
-        if let Some(topic_id) = self.topic
-            && !changes.is_empty()
-        {
-            self.records.push(Record::PartitionsChanged { topic_id, changes });
+    pub fn records(self) -> Vec<Record> {
+        let Self { changes, alike } = self;
+        let (mut records, mut said) = (Vec::new(), vec![false; changes.len()]);
+        for (change, members) in alike.into_iter().filter(|(_, members)| members.len() >= ALIKE) {
+            let places = members.iter().map(|index| (changes[*index].0, changes[*index].1.partition));
+            moved(&change, places, &mut records);
+            members.into_iter().for_each(|index| said[index] = true);
         }
+        let rest = changes.into_iter().zip(said).filter(|(_, said)| !said).map(|(change, _)| change);
+        changed(rest, &mut records);
+        records
     }
+}
 
-    pub fn records(mut self) -> Vec<Record> {
-        self.close();
-        self.records
+/// The change as a difference to what was before. None where more changes than leader and in-sync replicas.
+fn as_move(before: &Partition, change: &PartitionChange) -> Option<Move> {
+    if change.waits_for.is_some() || change.recovering.is_some() {
+        return None;
     }
+    let is_new = |isr: &[StorageId], node: StorageId| !isr.contains(&node);
+    let (left, joined) = match &change.isr {
+        Some(isr) => (
+            before.isr().filter(|node| is_new(isr, *node)).collect(),
+            isr.iter().copied().filter(|node| !before.in_sync(*node)).collect(),
+        ),
+        None => (Vec::new(), Vec::new()),
+    };
+    Some(Move { leader: change.leader, left, joined })
+}
+
+fn moved(change: &Move, places: impl Iterator<Item = (TopicId, PartitionId)>, records: &mut Vec<Record>) {
+    // As JSON: a UUID in quotes with its list around, and a number with its comma.
+    const TOPIC: usize = 48;
+    const PARTITION: usize = 11;
+    let (mut partitions, mut bytes) = (BTreeMap::<TopicId, Vec<PartitionId>>::new(), 0);
+    for (topic, partition) in places {
+        if bytes + TOPIC + PARTITION > MOVED_BYTES {
+            let partitions = std::mem::take(&mut partitions);
+            records.push(Record::PartitionsMoved { change: change.clone(), partitions });
+            bytes = 0;
+        }
+        let numbers = partitions.entry(topic).or_default();
+        bytes += PARTITION + if numbers.is_empty() { TOPIC } else { 0 };
+        numbers.push(partition);
+    }
+    records.push(Record::PartitionsMoved { change: change.clone(), partitions });
+}
+
+fn changed(changes: impl Iterator<Item = (TopicId, PartitionChange)>, records: &mut Vec<Record>) {
+    let mut open: Option<(TopicId, Vec<PartitionChange>)> = None;
+    let mut replicas = 0;
+    for (topic, change) in changes {
+        let more = change.isr.as_ref().map_or(0, Vec::len);
+        let fits = |(of, changes): &(TopicId, Vec<PartitionChange>)| {
+            *of == topic && changes.len() < PARTITIONS_PER_RECORD && replicas + more <= REPLICAS_PER_RECORD
+        };
+        match open.as_mut().filter(|open| fits(&**open)) {
+            Some((_, changes)) => changes.push(change),
+            None => {
+                let full = open.replace((topic, vec![change]));
+                records.extend(full.map(|(topic_id, changes)| Record::PartitionsChanged { topic_id, changes }));
+                replicas = 0;
+            }
+        }
+        replicas += more;
+    }
+    records.extend(open.map(|(topic_id, changes)| Record::PartitionsChanged { topic_id, changes }));
 }
 
 /// What becomes of every partition that `concerns` picks.
@@ -192,7 +246,7 @@ pub(super) fn elect_where(
             if concerns(topic, partition)
                 && let Some(change) = elect(topic, number, partition, standing)
             {
-                gathered.push(topic.id, change);
+                gathered.push(topic.id, partition, change);
             }
         }
     }
@@ -207,7 +261,7 @@ pub(super) fn elect_leaderless(image: &Image, topic: &Topic) -> Vec<Record> {
         if partition.leader.is_none()
             && let Some(change) = elect(topic, number, partition, &standing)
         {
-            gathered.push(topic.id, change);
+            gathered.push(topic.id, partition, change);
         }
     }
     gathered.records()
@@ -384,16 +438,18 @@ mod tests {
     #[test]
     fn many_partitions_are_split_over_records_and_topics_are_not_mixed() {
         let mut gathered = Gathered::default();
+        let before = Partition::new(&ids([0]));
+        // What recovers is said of each alone.
         let change = |partition, isr: Option<Vec<StorageId>>| PartitionChange {
             partition,
             leader: None,
             isr,
             waits_for: None,
-            recovering: None,
+            recovering: Some(false),
         };
-        (0..1_100).for_each(|number| gathered.push(topic_id(0), change(number, None)));
+        (0..1_100).for_each(|number| gathered.push(topic_id(0), &before, change(number, None)));
         let wide = ids([0; 32]);
-        (0..200).for_each(|number| gathered.push(topic_id(1), change(number, Some(wide.clone()))));
+        (0..200).for_each(|number| gathered.push(topic_id(1), &before, change(number, Some(wide.clone()))));
         let sizes: Vec<_> = gathered
             .records()
             .into_iter()
@@ -418,17 +474,62 @@ mod tests {
             waits_for: Some(directory(0)),
             recovering: Some(false),
         };
+        let before = Partition::new(&ids([0]));
         let mut gathered = Gathered::default();
-        (0..PARTITIONS_PER_RECORD as u32).for_each(|number| gathered.push(topic_id(0), widest(number)));
+        (0..PARTITIONS_PER_RECORD as u32).for_each(|number| gathered.push(topic_id(0), &before, widest(number)));
         let records = gathered.records();
         assert_eq!(records.len(), 1);
-        let bytes = serde_json::to_vec(&records[0]).unwrap().len();
-        // An envelope is around it, with a cause in words and a request's id and answer.
-        assert!(bytes < (56 << 10) - 2_000, "{bytes} bytes");
+        // Many that move alike: of one topic, and each of its own.
+        let before = Partition::new(&(0..32).map(|node| StorageId(u32::MAX - node)).collect::<Vec<_>>());
+        let leaves = |partition| {
+            let isr = Some(before.isr().take(1).collect());
+            PartitionChange { partition, leader: Some(Some(far)), isr, waits_for: None, recovering: None }
+        };
+        let mut moved = Gathered::default();
+        (0..10_000).for_each(|number| moved.push(topic_id(0), &before, leaves(u32::MAX - number)));
+        (0..2_000).for_each(|topic| moved.push(topic_id(topic), &before, leaves(0)));
+        let moved = moved.records();
+        assert!((4..8).contains(&moved.len()), "{}", moved.len());
+        for record in records.iter().chain(&moved) {
+            let bytes = serde_json::to_vec(record).unwrap().len();
+            // An envelope is around it, with a cause in words and a request's id and answer.
+            assert!(bytes < (56 << 10) - 2_000, "{bytes} bytes");
+        }
     }
 
     #[test]
-    fn fencing_and_unfencing_many_is_one_record_for_each_topic() {
+    fn many_partitions_that_change_alike_are_told_once_and_come_to_the_same() {
+        let (mut together, mut each) = (World::with_nodes(4), World::with_nodes(4));
+        let placed = |number: u32| [[1, 0, 2], [0, 1, 3], [2, 3, 1], [1, 2, 3]][number as usize % 4];
+        for world in [&mut together, &mut each] {
+            (0..40).for_each(|number| world.topic(number, placed(number)));
+            (0..40).filter(|number| number % 8 == 3).for_each(|number| world.shrink(number, [1]));
+        }
+        let records = fence(together.image(), &set([1]));
+        let moved = |record: &&Record| matches!(record, Record::PartitionsMoved { .. });
+        assert_eq!(
+            records.iter().filter(moved).count(),
+            4,
+            "by the next leader, be it none, and where it followed: {records:?}"
+        );
+        let standing = Standing::with(each.image(), &ids([1]), NodeState::Fenced);
+        let alone = each.image().topics.values().map(|topic| {
+            let changes = elect(topic, 0, &topic.partitions[0], &standing).into_iter().collect();
+            Record::PartitionsChanged { topic_id: topic.id, changes }
+        });
+        let fenced = records[..1].iter().cloned().chain(alone).collect();
+        each.commit(fenced);
+        together.commit(records);
+        let partitions = |world: &World| -> Vec<_> {
+            let all = world.image().topics.values().flat_map(|topic| topic.partitions.iter().cloned());
+            all.collect()
+        };
+        assert_eq!(partitions(&together), partitions(&each));
+        assert_eq!(together.standing(0), (Some(0), vec![0, 2]));
+    }
+
+    #[test]
+    fn fencing_and_unfencing_a_few_is_one_record_for_each_topic() {
         let mut world = World::with_nodes(3);
         world.topic(0, [0, 1, 2]);
         world.topic(1, [1, 2, 0]);

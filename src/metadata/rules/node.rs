@@ -33,7 +33,9 @@ pub enum NodeError {
     Id(StorageId),
     #[error("storage node {0} still works: stop its process first")]
     Live(StorageId),
-    #[error("storage node {storage} still holds {replicas} replicas: they must be elsewhere before it is removed")]
+    #[error(
+        "storage node {storage} still holds {replicas} replicas: delete their topics first, or go on with the node (replicas cannot be moved elsewhere yet)"
+    )]
     HoldsReplicas { storage: StorageId, replicas: u32 },
 }
 

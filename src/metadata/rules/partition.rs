@@ -78,7 +78,11 @@ pub fn alter_isr(
         }));
     }
     let mut gathered = Gathered::default();
-    accepted.into_iter().for_each(|((topic, _), change)| gathered.push(topic, change));
+    for ((topic, number), change) in accepted {
+        if let Some(before) = image.partition(topic, number) {
+            gathered.push(topic, before, change);
+        }
+    }
     Ok((gathered.records(), outcomes))
 }
 
@@ -153,23 +157,18 @@ fn eligible(image: &Image, node: StorageId, epoch: NodeEpoch, leader: StorageId)
 /// Leaderships back to the first replica where it is active and in sync, at most `limit` of them.
 pub fn preferred(image: &Image, limit: usize) -> Vec<Record> {
     let mut gathered = Gathered::default();
-    let moves = image.topics.values().flat_map(|topic| {
-        let back = |(number, partition): (PartitionId, &Partition)| {
-            let first = partition.replicas.first().copied()?;
-            let moves = partition.leader.is_some_and(|leader| leader != first);
-            let can = moves && partition.in_sync(first) && image.is_active(first);
-            let change = PartitionChange {
-                partition: number,
-                leader: Some(Some(first)),
-                isr: None,
-                waits_for: None,
-                recovering: None,
-            };
-            can.then_some((topic.id, change))
-        };
-        (0..).zip(topic.partitions.iter()).filter_map(back)
+    let all = image.topics.values().flat_map(|topic| (0..).zip(topic.partitions.iter()).map(|held| (topic.id, held)));
+    let moves = all.filter_map(|(topic, (number, partition)): (TopicId, (PartitionId, &Partition))| {
+        let first = partition.replicas.first().copied()?;
+        let moves = partition.leader.is_some_and(|leader| leader != first);
+        let can = moves && partition.in_sync(first) && image.is_active(first);
+        can.then_some((topic, number, partition, first))
     });
-    moves.take(limit).for_each(|(topic, change)| gathered.push(topic, change));
+    for (topic, partition, before, first) in moves.take(limit) {
+        let leader = Some(Some(first));
+        let change = PartitionChange { partition, leader, isr: None, waits_for: None, recovering: None };
+        gathered.push(topic, before, change);
+    }
     gathered.records()
 }
 

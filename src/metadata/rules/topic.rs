@@ -33,6 +33,8 @@ pub enum TopicError {
     TooManyReplicas { partitions: u32, factor: usize },
     #[error("topic {name} has {present} partitions, and cannot be brought down to {wanted}")]
     FewerPartitions { name: TopicName, present: u32, wanted: u32 },
+    #[error("{name} keeps the groups' offsets: {why}")]
+    Internal { name: TopicName, why: &'static str },
     #[error(transparent)]
     Placement(#[from] PlacementError),
     #[error(transparent)]
@@ -64,6 +66,7 @@ pub fn create(
     // Whether so many replicas can be placed at all comes before what depends on their number.
     place(image, 0, factor)?;
     check_config(config, factor, max_message_bytes_limit)?;
+    check_internal(&name, config)?;
     let mut chunks = chunks(place(image, partitions, factor)?, factor);
     let replicas = chunks.next().unwrap_or_default();
     let created = Record::TopicCreated { topic_id: id, name, config: config.clone(), replicas };
@@ -112,6 +115,10 @@ fn alter_where(
         return Err(TopicError::FewerPartitions { name: topic.name.clone(), present, wanted });
     }
     if wanted > present {
+        if topic.name.is_internal() {
+            let why = "a group is found by the number of its partitions, which cannot change";
+            return Err(TopicError::Internal { name: topic.name.clone(), why });
+        }
         check_size(wanted, factor)?;
         let placed = place(image, wanted - present, factor)?;
         let added = |replicas| Record::PartitionsAdded { topic_id: topic.id, replicas };
@@ -143,6 +150,17 @@ fn check_size(partitions: u32, factor: usize) -> Result<(), TopicError> {
     }
     if (partitions as usize).saturating_mul(factor) > MAX_REPLICAS_OF_TOPIC && factor <= crate::metadata::MAX_REPLICAS {
         return Err(TopicError::TooManyReplicas { partitions, factor });
+    }
+    Ok(())
+}
+
+/// What groups commit is never deleted for its age.
+fn check_internal(name: &TopicName, config: &BTreeMap<String, String>) -> Result<(), TopicError> {
+    if name.is_internal() && config.get("cleanup.policy").is_none_or(|policy| policy != "compact") {
+        return Err(TopicError::Internal {
+            name: name.clone(),
+            why: "its cleanup.policy is compact, and nothing else",
+        });
     }
     Ok(())
 }
@@ -184,6 +202,7 @@ fn configure(
     let asked = keys.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?))).collect();
     check_config(&asked, factor, limit)?;
     config::check_whole(&whole, factor)?;
+    check_internal(&topic.name, &whole)?;
     if changes.is_empty() {
         return Ok(Vec::new());
     }
@@ -308,6 +327,25 @@ mod tests {
         assert!(after.partitions.iter().take(2).eq(before.partitions.iter()) && after.partitions.len() == 4);
         assert!(after.partitions[2].replicas.len() == 2 && after.changed > before.changed);
         assert_eq!(after.created, before.created);
+    }
+
+    #[test]
+    fn the_topic_of_groups_offsets_stays_what_finds_them() {
+        let mut world = World::with_nodes(3);
+        let make = |world: &World, config: &[(&str, &str)]| {
+            let config = config.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+            create(world.image(), "__consumer_offsets", topic_id(1), Some(4), None, &config, LIMIT)
+        };
+        let internal = |result: Result<Vec<Record>, TopicError>| matches!(result, Err(TopicError::Internal { .. }));
+        assert!(internal(make(&world, &[])));
+        assert!(internal(make(&world, &[("cleanup.policy", "compact,delete")])));
+        let made = make(&world, &[("cleanup.policy", "compact")]).unwrap();
+        world.commit(made);
+        let alter = |partitions, keys| alter(world.image(), "__consumer_offsets", partitions, &keys, LIMIT);
+        assert!(internal(alter(Some(5), some([]))));
+        assert!(internal(alter(None, some([("cleanup.policy", None)]))));
+        assert_eq!(alter(Some(4), some([])), Ok(Vec::new()));
+        assert!(alter(None, some([("segment.bytes", Some("1048576"))])).is_ok());
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use super::{load, replay, snapshot};
 use crate::metadata::testing::{World, cluster, elected, topic_id};
 use crate::metadata::{
-    Entry, History, HistoryError, NodeState, Offered, PartitionChange, Record, VoidReason, encode_change, restored_base,
+    Entry, History, HistoryError, NodeState, Offered, PartitionChange, Record, VoidReason, encode_change,
+    restored_base, restored_version,
 };
 use crate::types::{ClusterId, ControllerEpoch, Digest, Position, RequestId, StorageId, Version};
 use bytes::Bytes;
@@ -263,4 +264,9 @@ fn a_restored_history_begins_above_all_that_was_given_out_and_with_nobody_leadin
     assert!(image.storage.values().all(|node| node.state == NodeState::Fenced && node.leaders == 0));
     let (_, position) = restored_base(world.image().clone(), from, Version(u64::MAX));
     assert!(position.version < Version(1 << 53), "a forged version does not make the true ones inexact");
+    for highest in [Version(0), Version(3_000_000_123), Version((1 << 53) - 1), Version(u64::MAX)] {
+        let (_, position) = restored_base(world.image().clone(), from, highest);
+        assert_eq!(restored_version(from, highest), position.version, "what is planned is what is done");
+    }
+    assert!(serde_json::from_str::<Version>(&u64::MAX.to_string()).is_err());
 }

@@ -36,11 +36,9 @@ fn a_million_partitions() {
             }
         });
         let changed = |records: Vec<Record>| {
-            let count = |record: &Record| match record {
-                Record::PartitionsChanged { changes, .. } => changes.len(),
-                _ => 0,
-            };
-            println!("  {} partitions in {} records", records.iter().map(count).sum::<usize>(), records.len());
+            let count = records.iter().flat_map(Record::changed_partitions).count();
+            let bytes = records.iter().map(|record| serde_json::to_vec(record).unwrap().len()).sum::<usize>();
+            println!("  {count} partitions in {} records, {} KB", records.len(), bytes / 1_000);
             records
         };
         changed(timed("fence 1 of 30", || node::fence(world.image(), &set([7]))));

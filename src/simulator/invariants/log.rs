@@ -36,6 +36,9 @@ impl World {
             self.seen.event("change of several messages");
         }
         for record in &change.records {
+            if record.changed_partitions().any(|(.., leader)| leader.is_some()) {
+                self.seen.event("leaders elected");
+            }
             match record {
                 Record::NoOp {} => self.seen.event("settled append"),
                 Record::SnapshotCommitted { .. } => self.seen.event("snapshot committed"),
@@ -46,10 +49,8 @@ impl World {
                     crate::metadata::NodeState::Removed => "removal",
                 }),
                 Record::PairingChanged { .. } => self.seen.event("pairing"),
+                Record::PartitionsMoved { .. } => self.seen.event("partitions changed alike"),
                 Record::PartitionsChanged { changes, .. } => {
-                    if changes.iter().any(|change| change.leader.is_some()) {
-                        self.seen.event("leaders elected");
-                    }
                     if changes.iter().any(|change| change.waits_for.is_some()) {
                         self.seen.event("partition waits for a lost directory");
                     }

@@ -47,8 +47,8 @@ impl Leads {
                 | Record::TopicConfigured { topic_id, .. } => {
                     self.topics.insert(*topic_id);
                 }
-                Record::PartitionsChanged { topic_id, changes } => {
-                    self.touched.extend(changes.iter().map(|change| (*topic_id, change.partition)));
+                Record::PartitionsChanged { .. } | Record::PartitionsMoved { .. } => {
+                    self.touched.extend(record.changed_partitions().map(|(topic, number, _)| (topic, number)));
                 }
                 // A restore fences every node.
                 Record::ClusterRestored { .. }

@@ -41,6 +41,8 @@ pub(super) struct Intake {
     writing: Option<(Writing, Monotonic)>,
     /// Whether `writing` failed and is to be given again.
     failed: Option<String>,
+    /// Why the last snapshot was not installed. It is fetched anew.
+    install_failed: Option<String>,
     unsaved: Vec<Applied>,
     unsaved_bytes: usize,
     /// With the version that must be on the disk first.
@@ -67,7 +69,7 @@ impl Intake {
     }
 
     pub(super) fn error(&self) -> Option<&str> {
-        self.failed.as_deref()
+        self.failed.as_deref().or(self.install_failed.as_deref())
     }
 
     pub(super) fn deadline(&self) -> Option<Monotonic> {
@@ -212,6 +214,7 @@ impl StorageCore {
     fn saved(&mut self, out: &mut Vec<Effect>) {
         self.intake.writing = None;
         self.intake.failed = None;
+        self.intake.install_failed = None;
         self.intake.retry.reset();
         self.announce_gained(out);
         while let Some((due, answer)) = self.intake.answers.front().copied()
@@ -233,7 +236,10 @@ impl StorageCore {
                 self.intake.failed = Some(words);
                 self.intake.retry.failed(now, &self.settings, &mut self.jitter);
             }
-            Some((Writing::Snapshot(_), _)) => self.snapshot_failed(now),
+            Some((Writing::Snapshot(_), _)) => {
+                self.intake.install_failed = Some(words);
+                self.snapshot_failed(now);
+            }
             None => {}
         }
     }

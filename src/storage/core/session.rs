@@ -10,7 +10,9 @@ use bytes::Bytes;
 
 use super::{CallError, Effect, Level, StorageCore, decode};
 use crate::types::{Connection, ControllerEpoch, ControllerId, Monotonic, NodeEpoch, Position, Version};
-use crate::wire::{Code, Health, Heartbeat, HeartbeatAnswer, NodeRefusal, PairingField, WantedState, WireError};
+use crate::wire::{
+    Code, ErrorBody, Health, Heartbeat, HeartbeatAnswer, NodeRefusal, PairingField, WantedState, WireError,
+};
 
 /// How many heartbeats may be without an answer and still get one that counts.
 const OUTSTANDING: usize = 16;
@@ -222,7 +224,11 @@ impl StorageCore {
                 return;
             }
         };
-        let answer = match decode::<HeartbeatAnswer>(&body).and_then(|answer| self.check_answer(sequence, answer)) {
+        let decoded = decode::<HeartbeatAnswer>(&body).map_err(|unreadable| {
+            // Whoever takes it for nobody's heartbeat says so in other words than an answer's.
+            serde_json::from_slice::<ErrorBody>(&body).map_or(unreadable, |body| body.error)
+        });
+        let answer = match decoded.and_then(|answer| self.check_answer(sequence, answer)) {
             Ok(answer) => answer,
             Err(error) => {
                 self.refused += 1;

@@ -201,6 +201,26 @@ fn a_snapshot_that_cannot_be_read_leaves_the_node_as_it_was() {
 }
 
 #[test]
+fn a_disk_that_takes_no_snapshot_is_told_with_the_heartbeats() {
+    let (ledger, mut node, _, call) = behind(Ledger::with_nodes());
+    let there = ledger.position();
+    let bytes = snapshot_bytes(&ledger.history);
+    let (call, ..) = fetched(&node.take(reply(call, &offer(&ledger, there)))).unwrap();
+    node.take(chunk(call, there, 0, bytes.len(), &bytes));
+    assert_eq!(node.heartbeat_now().health.directory_errors, Vec::<String>::new());
+    node.take(Input::PersistFailed { words: "no space left".into(), fatal: false });
+    let effects = node.after(500, Input::Tick);
+    assert_eq!(heartbeat(&effects).unwrap().health.directory_errors, ["no space left"]);
+    // What is fetched then is taken.
+    let (call, ..) = fetched(&effects).unwrap();
+    let (call, ..) = fetched(&node.take(reply(call, &offer(&ledger, there)))).unwrap();
+    node.take(chunk(call, there, 0, bytes.len(), &bytes));
+    let image = Box::new(ledger.history.image().unwrap().clone());
+    node.take(Input::SnapshotInstalled { image, position: there });
+    assert_eq!(node.heartbeat_now().health.directory_errors, Vec::<String>::new());
+}
+
+#[test]
 fn somebody_elses_fetch_is_served_from_the_disk() {
     let mut node = Node::running(&Ledger::with_nodes());
     let request = FetchRequest { cluster: Some(CLUSTER), storage: None, from: Position::default(), chunk: None };
