@@ -71,7 +71,36 @@ impl AdminError {
     }
 }
 
-/// A client of the admin verbs, over a connection that somebody else made.
+/// A client of the admin verbs (Kafka's `Admin`), over a connection that somebody else made. Any controller may answer; only the
+/// active one changes anything. While none is active a request is repeated until the deadline, [`Admin::within`].
+///
+/// ```
+/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/example.rs"));
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let (_cluster, client) = Example::start().await;
+/// use dmq::client::Admin;
+/// use dmq::config::Services;
+/// use dmq::wire::Code;
+/// use dmq::wire::admin::{Terms, TopicCreate};
+///
+/// let admin = Admin::new(client, Services::default().admin_prefix());
+/// let orders = TopicCreate {
+///     name: "orders".into(),
+///     partitions: Some(6),
+///     replication_factor: None,
+///     config: [("retention.ms".into(), "86400000".into())].into(),
+///     terms: Terms::default(),
+/// };
+/// let made = admin.create_topic(orders.clone()).await?;
+/// println!("version {}, on the disks of {} of {} storage nodes", made.version, made.applied, made.active);
+/// let twice = admin.create_topic(orders).await.unwrap_err();
+/// assert_eq!(twice.code(), Some(Code::TopicAlreadyExists));
+/// let described = admin.describe_topic("orders").await?;
+/// assert_eq!(described.partitions.len(), 6);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Admin {
     client: Client,
@@ -102,21 +131,48 @@ impl Admin {
         Self { deadline, ..self }
     }
 
+    /// As [`Admin::within`], if that is less than now.
+    #[must_use]
+    pub(super) fn at_most(self, deadline: Duration) -> Self {
+        Self { deadline: self.deadline.min(deadline), ..self }
+    }
+
+    /// Creates a topic (Kafka's `createTopics`). The answer comes once every active storage node has it on its disk, or the wait that
+    /// the request's terms name is over; the counts say which.
+    ///
+    /// # Errors
+    /// Refused with `TopicAlreadyExists`, `InvalidTopicException`, `InvalidPartitions`, `InvalidReplicationFactor` or
+    /// `InvalidConfig`; and as every change: [`AdminError::Unknown`] where it may have taken effect, which the same request under
+    /// the same id settles.
     pub async fn create_topic(&self, mut request: TopicCreate) -> Result<Changed, AdminError> {
         let terms = self.complete(&mut request.terms);
         self.change("topic", "create", &request, terms).await
     }
 
+    /// Adds partitions, and sets or unsets configuration keys (Kafka's `createPartitions` and `incrementalAlterConfigs`, in one
+    /// change). Where all of it is so already, nothing is written, and the answer says so.
+    ///
+    /// # Errors
+    /// As [`Admin::create_topic`], with `UnknownTopicOrPartition` in place of `TopicAlreadyExists`; `VersionConflict` where the terms'
+    /// `if_version` is older than the topic's last change.
     pub async fn alter_topic(&self, mut request: TopicAlter) -> Result<Changed, AdminError> {
         let terms = self.complete(&mut request.terms);
         self.change("topic", "alter", &request, terms).await
     }
 
+    /// Deletes a topic and its records (Kafka's `deleteTopics`).
+    ///
+    /// # Errors
+    /// `UnknownTopicOrPartition`, `VersionConflict`, and as every change.
     pub async fn delete_topic(&self, mut request: TopicNamed) -> Result<Changed, AdminError> {
         let terms = self.complete(&mut request.terms);
         self.change("topic", "delete", &request, terms).await
     }
 
+    /// All topics, by name, with counts of their partitions (Kafka's `listTopics`).
+    ///
+    /// # Errors
+    /// Those of a question: [`AdminError::NoController`], [`AdminError::NoAnswer`], [`AdminError::Disconnected`].
     pub async fn list_topics(&self) -> Result<TopicList, AdminError> {
         let mut request = TopicsFrom::default();
         let mut list: TopicList = self.ask("topic", "list", &request).await?;
@@ -129,6 +185,10 @@ impl Admin {
         Ok(list)
     }
 
+    /// A topic's configuration, and each partition's leader, replicas and in-sync replicas (Kafka's `describeTopics`).
+    ///
+    /// # Errors
+    /// `UnknownTopicOrPartition`, and those of a question.
     pub async fn describe_topic(&self, name: &str) -> Result<TopicDescription, AdminError> {
         let mut request = TopicDescribe { name: name.into(), ..Default::default() };
         let mut topic: TopicDescription = self.ask("topic", "describe", &request).await?;
@@ -148,6 +208,10 @@ impl Admin {
         Ok(topic)
     }
 
+    /// All storage nodes: state, version and lag, counts, pairing (Kafka's `describeCluster`).
+    ///
+    /// # Errors
+    /// Those of a question.
     pub async fn list_nodes(&self) -> Result<NodeList, AdminError> {
         let mut request = NodesFrom::default();
         let mut list: NodeList = self.ask("node", "list", &request).await?;
@@ -160,25 +224,45 @@ impl Admin {
         Ok(list)
     }
 
+    /// A storage node, with its directory and what is wrong with its disks (Kafka's `describeLogDirs`, in part).
+    ///
+    /// # Errors
+    /// `UnknownNode`, and those of a question.
     pub async fn describe_node(&self, request: NodeNamed) -> Result<NodeDescription, AdminError> {
         self.ask("node", "describe", &request).await
     }
 
+    /// Moves a node's leaderships to others, and keeps new ones from it until its process begins anew (Kafka's controlled shutdown).
+    ///
+    /// # Errors
+    /// `UnknownNode`, `NodeRemoved`; `InvalidState` where it is fenced, or nobody else can lead what it leads; and as every change.
     pub async fn drain_node(&self, mut request: NodeNamed) -> Result<Changed, AdminError> {
         let terms = self.complete(&mut request.terms);
         self.change("node", "drain", &request, terms).await
     }
 
+    /// Gives up a node's directory as lost, so that its id is free for another one.
+    ///
+    /// # Errors
+    /// `UnknownNode`, `NodeRemoved`; `NodeInUse` while the node still works; and as every change.
     pub async fn replace_node(&self, mut request: NodeNamed) -> Result<Changed, AdminError> {
         let terms = self.complete(&mut request.terms);
         self.change("node", "replace", &request, terms).await
     }
 
+    /// Removes a node that holds no replica, for good (Kafka's `unregisterBroker`).
+    ///
+    /// # Errors
+    /// `UnknownNode`; `NodeInUse` while it still works, or holds replicas; and as every change.
     pub async fn remove_node(&self, mut request: NodeNamed) -> Result<Changed, AdminError> {
         let terms = self.complete(&mut request.terms);
         self.change("node", "remove", &request, terms).await
     }
 
+    /// Whether the cluster is healthy, and why not: controllers, nodes, partitions without a leader or with missing replicas.
+    ///
+    /// # Errors
+    /// Those of a question.
     pub async fn cluster_status(&self) -> Result<ClusterStatus, AdminError> {
         let mut request = NodesFrom::default();
         let mut status: ClusterStatus = self.ask("cluster", "status", &request).await?;
@@ -222,12 +306,18 @@ impl Admin {
         Ok(Some(shown.lines))
     }
 
-    /// What a restore would do.
+    /// What a restore of a lost history would do.
+    ///
+    /// # Errors
+    /// `InvalidState` where the history is whole, or nobody was heard who has any metadata; and those of a question.
     pub async fn plan_restore(&self) -> Result<RestorePlan, AdminError> {
         self.ask("metadata", "restore", &MetadataRestore::default()).await
     }
 
     /// Restores as a plan said. It is sent once: the request carries no id, and after a restore it no longer applies.
+    ///
+    /// # Errors
+    /// As [`Admin::plan_restore`]; `VersionConflict` where the most advanced metadata is no longer the plan's.
     pub async fn restore(&self, plan: &RestorePlan) -> Result<RestorePlan, AdminError> {
         let payload = body(&MetadataRestore { confirm: Some(plan.source) });
         let (changes, repeat) = (true, Repeat::OnlyAfterRefusal);

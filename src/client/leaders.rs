@@ -116,8 +116,13 @@ pub(super) fn json<A: DeserializeOwned>(message: &Message, subject: &str) -> Res
 /// A client of partitions' leaders, over a connection that somebody else made. Whoever leads is asked: while nobody does, the
 /// question is repeated until the deadline.
 ///
-/// ```no_run
-/// # async fn example(client: async_nats::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// ```
+/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/example.rs"));
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let (_cluster, client) = Example::start().await;
+/// # let admin = dmq::client::Admin::new(client.clone(), "dmq.admin");
+/// # admin.create_topic(serde_json::from_str(r#"{"name": "orders"}"#)?).await?;
 /// use dmq::client::Leaders;
 /// use dmq::config::Services;
 /// use dmq::types::TopicName;
@@ -126,6 +131,7 @@ pub(super) fn json<A: DeserializeOwned>(message: &Message, subject: &str) -> Res
 /// let orders = TopicName::new("orders")?;
 /// let stands = leaders.offsets(&orders, 0).await?;
 /// println!("records {} to {}", stands.log_start_offset, stands.high_watermark);
+/// # assert_eq!((stands.log_start_offset.0, stands.high_watermark.0), (0, 0));
 /// # Ok(())
 /// # }
 /// ```
@@ -145,6 +151,12 @@ impl Leaders {
     #[must_use]
     pub fn within(self, deadline: Duration) -> Self {
         Self { deadline, ..self }
+    }
+
+    /// As [`Leaders::within`], if that is less than now.
+    #[must_use]
+    pub(super) fn at_most(self, deadline: Duration) -> Self {
+        Self { deadline: self.deadline.min(deadline), ..self }
     }
 
     /// Where a partition's log begins and ends (Kafka's ListOffsets).

@@ -20,8 +20,8 @@ pub use directory::{Committer, LogDirectory, LogDirectoryError, PartitionDirecto
 pub use error::{Damage, LogError, TopicPartition};
 pub use files::{DEFAULT_OPEN_FILES, Files};
 pub use partition::{
-    AppendInfo, Compacted, Fetched, Log, LogConfig, Maintained, MaintenanceLimits, OpenOptions, ReadPlan, SyncTicket,
-    TimePlan, TimestampOffset,
+    AppendInfo, Compacted, Fetched, Log, LogConfig, MAX_DECOMPRESSED_BYTES, Maintained, MaintenanceLimits, OpenOptions,
+    ReadPlan, SyncTicket, TimePlan, TimestampOffset,
 };
 
 #[cfg(test)]

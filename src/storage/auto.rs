@@ -1,36 +1,43 @@
-//! Requests that name no partition: any storage node takes them, picks the partition, and passes them on to its leader, whose
-//! answer goes straight to the client.
+//! Requests that name no partition: any storage node takes them, picks the partition, passes them on to its leader, and the
+//! leader's answer back.
 //!
-//! A produce request is passed on once: whether it reached a leader that then died is for the client to decide. Commits may be
-//! repeated, so they are passed on until a leader is there.
+//! A produce request is passed on once: whether it reached a leader that then died is for the client to decide. That nobody leads is
+//! answered. Commits may be repeated, so they are passed on until a leader is there.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Client, HeaderMap, Message};
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::partitions::{check_group, header_of};
+use super::partitions::{check_group, error_answer, header_of, produce_timeout};
 use crate::bus::{BusError, raw};
-use crate::metadata::{Image, Topic};
+use crate::metadata::{Image, NodeState, Topic};
 use crate::types::{PartitionId, partition_of_key};
 use crate::wire::admin::{TopicCreate, decode, encode};
-use crate::wire::data::{Commit, Committed, CommittedRequest, OFFSETS_TOPIC, header, op};
+use crate::wire::data::{Acks, Commit, Committed, CommittedRequest, OFFSETS_TOPIC, header, op};
 use crate::wire::{Code, WireError};
 
 /// The queue group of all storage nodes.
 const GROUP: &str = "dmq-storage";
 /// How many such requests may wait on one node.
 const WAITING: usize = 1024;
+/// How many that were passed on may wait for their answers on one node.
+const PASSED_ON: usize = 4096;
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 const SUBSCRIBE_RETRY: Duration = Duration::from_millis(200);
 /// How long a commit waits for the leader of its partition, and for its answer.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// So much longer than the leader waits for its followers.
+const ANSWER_LATER: Duration = Duration::from_secs(1);
 const COMMIT_RETRY: Duration = Duration::from_millis(20);
 /// As many as the offsets topic gets. It can be made with more by hand, before the first commit.
 const OFFSETS_PARTITIONS: u32 = 16;
+/// Kafka's `offsets.topic.replication.factor`, where there are so many nodes.
+const OFFSETS_REPLICAS: u32 = 3;
 
 /// Where a request goes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -96,12 +103,13 @@ fn unknown(name: &str) -> WireError {
     WireError::new(Code::UnknownTopicOrPartition, words)
 }
 
-/// What makes the offsets topic.
-pub(super) fn offsets_topic() -> TopicCreate {
+/// What makes the offsets topic. Replicas are as many as the cluster has nodes for, not as happen to work just now: they stay.
+pub(super) fn offsets_topic(image: &Image) -> TopicCreate {
+    let nodes = image.storage.values().filter(|node| node.state != NodeState::Removed).count() as u32;
     TopicCreate {
         name: OFFSETS_TOPIC.into(),
         partitions: Some(OFFSETS_PARTITIONS),
-        replication_factor: None,
+        replication_factor: Some(nodes.clamp(1, OFFSETS_REPLICAS)),
         config: [("cleanup.policy", "compact"), ("segment.bytes", "16777216")]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into(),
@@ -137,20 +145,50 @@ pub(super) fn listen(client: &Client, subjects: Vec<String>) -> (JoinSet<()>, mp
     (tasks, receiver)
 }
 
-/// Passes a request on, with the client's own reply subject.
-pub(super) async fn pass_on(client: &Client, subject: &str, message: Message, timeout: Duration) {
+/// With `acks` 0 nobody answers.
+pub(super) fn wants_no_answer(message: &Message) -> bool {
+    header_of(message.headers.as_ref(), header::ACKS) == Some(Acks::None.as_str())
+}
+
+/// Room for requests that wait for their answers.
+pub(super) fn room() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(PASSED_ON))
+}
+
+/// Passes a request on for whose answer nobody waits.
+pub(super) async fn pass_on_unanswered(client: &Client, subject: &str, message: Message, timeout: Duration) {
     let headers = message.headers.unwrap_or_default();
-    let sent = match message.reply {
-        Some(reply) => raw::publish_with_reply(client, subject, &reply, headers, message.payload, timeout).await,
-        None => raw::publish(client, subject, headers, message.payload, timeout).await,
-    };
-    if let Err(error) = sent {
+    if let Err(error) = raw::publish(client, subject, headers, message.payload, timeout).await {
         tracing::debug!(subject, %error, "a request was not passed on");
     }
 }
 
+/// Passes a produce request on, once, and answers what the leader answers, or that there is none.
+pub(super) async fn pass_on_once(client: Client, subject: String, message: Message, _permit: OwnedSemaphorePermit) {
+    let Some(reply) = message.reply else { return };
+    let timeout = produce_timeout(message.headers.as_ref()).unwrap_or_default() + ANSWER_LATER;
+    let (headers, payload) =
+        match raw::request_with_deadline(&client, &subject, message.headers, message.payload, timeout).await {
+            Ok(answer) => (answer.headers.unwrap_or_default(), answer.payload),
+            Err(BusError::NoResponders { .. }) => {
+                let words = "nobody leads the partition just now, so nothing was stored; ask again";
+                error_answer(&WireError::new(Code::NotLeaderOrFollower, words))
+            }
+            // It may have been stored: only the client knows whether to send it again.
+            Err(error) => return tracing::debug!(subject, %error, "a request was not answered"),
+        };
+    if let Err(error) = raw::publish(&client, &reply, headers, payload, COMMIT_TIMEOUT).await {
+        tracing::debug!(subject, %error, "an answer was not passed on");
+    }
+}
+
 /// Passes a request on that may be repeated, until somebody answers.
-pub(super) async fn pass_on_until_answered(client: Client, subject: String, message: Message) {
+pub(super) async fn pass_on_until_answered(
+    client: Client,
+    subject: String,
+    message: Message,
+    _permit: OwnedSemaphorePermit,
+) {
     let Some(reply) = message.reply else { return };
     let deadline = tokio::time::Instant::now() + COMMIT_TIMEOUT;
     loop {
@@ -223,6 +261,15 @@ mod tests {
         assert_eq!(error.code, Code::UnknownTopicOrPartition);
         let fetch = route(op::FETCH, "orders", &message("", None), &image, 0);
         assert!(matches!(fetch, Route::Refused(error) if error.code == Code::InvalidRequest));
+    }
+
+    #[test]
+    fn the_offsets_topic_gets_its_replicas_though_a_node_does_not_work() {
+        let mut world = World::with_nodes(3);
+        world.fence([1, 2]);
+        assert_eq!(offsets_topic(world.image()).replication_factor, Some(3));
+        assert_eq!(offsets_topic(World::with_nodes(1).image()).replication_factor, Some(1));
+        assert_eq!(offsets_topic(World::with_nodes(5).image()).replication_factor, Some(3));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! header [`header::ERROR`] as well. An unknown field in a request is refused, one in an answer is passed over.
 
 use data_encoding::BASE64;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Code, WireError};
 use crate::types::{LeaderEpoch, Offset, PartitionId, TopicId};
@@ -20,7 +20,7 @@ pub mod op {
     pub const OFFSETS: &str = "offsets";
     /// Deletes records before an offset (Kafka's DeleteRecords).
     pub const DELETE: &str = "delete";
-    /// Commits a group's offsets, at the leader of a partition of [`super::OFFSETS_TOPIC`].
+    /// Commits a group's offsets, at the leader of a partition of [`OFFSETS_TOPIC`](super::OFFSETS_TOPIC).
     pub const COMMIT: &str = "commit";
     /// Reads what a group committed.
     pub const COMMITTED: &str = "committed";
@@ -42,6 +42,8 @@ pub mod header {
     pub const TIMEOUT_MS: &str = "Dmq-Timeout-Ms";
     /// The topic's id as the client knows it: one that was deleted and made anew answers UNKNOWN_TOPIC_ID.
     pub const TOPIC_ID: &str = "Dmq-Topic-Id";
+    /// What a request may carry. No other name begins with `Dmq-`, so that a mistyped one is not taken for nothing.
+    pub const OF_REQUESTS: [&str; 6] = [FORMAT, KEY, TIMESTAMP, ACKS, TIMEOUT_MS, TOPIC_ID];
     /// In an error's answer: its code.
     pub const ERROR: &str = "Dmq-Error";
     /// In an answer of batches: the [`super::FetchedHead`], as JSON.
@@ -51,8 +53,7 @@ pub mod header {
 /// The value of [`header::FORMAT`] for Kafka's record batches (v2).
 pub const FORMAT_BATCH: &str = "batch";
 
-/// The internal, compacted topic that keeps groups' offsets.
-pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
+pub use crate::types::OFFSETS_TOPIC;
 
 /// When a produce request is answered (Kafka's `acks`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -220,10 +221,12 @@ impl JsonRecord {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct OffsetsRequest {
-    /// The first record with at least this timestamp, in milliseconds since 1970.
+    /// The first record with at least this timestamp, in milliseconds since 1970. Kafka's -1 is the latest offset, -2 the
+    /// earliest one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<i64>,
-    /// Where this leader epoch ends (Kafka's OffsetForLeaderEpoch).
+    /// Where this leader epoch ends (Kafka's OffsetForLeaderEpoch): the one asked for or the last before it, and nothing where it
+    /// has not begun yet. Not together with a timestamp.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader_epoch: Option<LeaderEpoch>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -261,7 +264,8 @@ pub struct FoundOffset {
     pub leader_epoch: Option<LeaderEpoch>,
 }
 
-/// Deletes all records before an offset, at most up to the high watermark.
+/// Deletes all records before an offset, at most up to the high watermark, which -1 stands for. Topics that are only compacted
+/// answer POLICY_VIOLATION.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DeleteRecords {
@@ -284,14 +288,23 @@ pub struct Commit {
 pub struct CommitOffset {
     pub topic: String,
     pub partition: PartitionId,
-    /// The next one to read. Null deletes what was committed.
+    /// The next one to read. Null deletes what was committed; it cannot be left out.
+    #[serde(deserialize_with = "nullable")]
     pub offset: Option<Offset>,
     /// The leader epoch of the last record that was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader_epoch: Option<LeaderEpoch>,
+    /// The topic's id as the consumer knows it: what was read of a topic that has the name since is not what was read before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic_id: Option<TopicId>,
     /// Anything that the consumer wants to keep with it, at most 4,096 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<String>,
+}
+
+/// A field that may be null and has to be there.
+fn nullable<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    Option::deserialize(deserializer)
 }
 
 /// Asks for a group's offsets.

@@ -76,6 +76,11 @@ fn what_clients_send_that_cannot_be_read_is_answered_counted_and_said_once() {
         ("Dmq-Timestamp", "9223372036854775808"),
         ("Dmq-Topic-Id", "orders"),
         ("Dmq-Topic-Id", &long),
+        // Nearly one of ours, or one of an answer's.
+        ("Dmq-Kay", "k"),
+        ("dmq-key", "k"),
+        ("DMQ-ACKS", "0"),
+        ("Dmq-Head", "{}"),
     ];
     for (name, value) in headers {
         let answer = stranger.demand("dmq.data.produce.0.orders", &[(name, value)], "x");
@@ -141,14 +146,17 @@ fn what_can_be_read_and_makes_no_sense_has_its_error_and_changes_nothing() {
         ("fetch", json!({ "maxBytes": 0, "minBytes": u32::MAX }), none),
         ("fetch", json!({ "maxBytes": u32::MAX, "minBytes": u32::MAX }), none),
         ("offsets", json!({ "topicId": other }), Some("UNKNOWN_TOPIC_ID")),
-        ("offsets", json!({ "timestamp": i64::MIN }), none),
+        ("offsets", json!({ "timestamp": i64::MIN }), Some("INVALID_REQUEST")),
+        ("offsets", json!({ "timestamp": -3 }), Some("INVALID_REQUEST")),
+        ("offsets", json!({ "timestamp": 0, "leaderEpoch": 0 }), Some("INVALID_REQUEST")),
         ("offsets", json!({ "timestamp": i64::MAX }), none),
         ("offsets", json!({ "timestamp": u64::MAX }), Some("INVALID_REQUEST")),
         ("offsets", json!({ "leaderEpoch": u32::MAX }), none),
         ("delete", json!({ "before": 4 }), Some("OFFSET_OUT_OF_RANGE")),
         ("delete", json!({ "before": i64::MAX }), Some("OFFSET_OUT_OF_RANGE")),
         ("delete", json!({ "before": 1, "topicId": other }), Some("UNKNOWN_TOPIC_ID")),
-        ("delete", json!({ "before": i64::MIN }), none),
+        ("delete", json!({ "before": i64::MIN }), Some("OFFSET_OUT_OF_RANGE")),
+        ("delete", json!({ "before": -2 }), Some("OFFSET_OUT_OF_RANGE")),
         (
             "commit",
             json!({ "group": "g", "offsets": [{ "topic": "orders", "partition": 0, "offset": 1 }] }),
@@ -160,6 +168,14 @@ fn what_can_be_read_and_makes_no_sense_has_its_error_and_changes_nothing() {
         let answer = stranger.demand(&format!("dmq.data.{op}.0.orders"), &[], request.to_string());
         assert_eq!(code_of(&answer).as_deref(), wanted, "{op} {request}: {}", json_of(&answer));
     }
+    let found = |request: Value| {
+        let answer = stranger.demand("dmq.data.offsets.0.orders", &[], request.to_string());
+        json_of(&answer).get("found").cloned()
+    };
+    assert_eq!(found(json!({ "timestamp": -1 })), Some(json!({ "offset": 3 })), "Kafka's latest");
+    assert_eq!(found(json!({ "timestamp": -2 })), Some(json!({ "offset": 0 })), "Kafka's earliest");
+    assert_eq!(found(json!({ "leaderEpoch": 0 })), Some(json!({ "offset": 3, "leaderEpoch": 0 })));
+    assert_eq!(found(json!({ "leaderEpoch": 7 })), None, "an epoch that has not begun");
     let large = vec![b'x'; 1_000_000];
     for (headers, payload, wanted) in [
         (&[("Dmq-Topic-Id", other.as_str())][..], b"x".to_vec(), "UNKNOWN_TOPIC_ID"),
@@ -437,6 +453,14 @@ fn groups_offsets_are_written_by_commits_alone_and_only_by_such_as_make_sense() 
     }
     let answer = stranger.demand("dmq.data.produce.auto.__consumer_offsets", &[], "garbage");
     assert_eq!(code_of(&answer).as_deref(), Some("INVALID_TOPIC_EXCEPTION"));
+    let answer = stranger.demand("dmq.data.delete.0.__consumer_offsets", &[], json!({ "before": -1 }).to_string());
+    assert_eq!(code_of(&answer).as_deref(), Some("INVALID_TOPIC_EXCEPTION"));
+    for change in [json!({ "partitions": 17 }), json!({ "config": { "cleanup.policy": "delete" } })] {
+        let mut request = json!({ "name": "__consumer_offsets" });
+        change.as_object().unwrap().iter().for_each(|(name, value)| request[name] = value.clone());
+        let answer = stranger.ask("dmq.admin.topic.alter", request.to_string());
+        assert_eq!(code(&answer), "INVALID_TOPIC_EXCEPTION", "{answer}");
+    }
 
     let one = |fields: Value| {
         let mut changed = offset.clone();
@@ -457,6 +481,7 @@ fn groups_offsets_are_written_by_commits_alone_and_only_by_such_as_make_sense() 
         (json!({ "group": "billing", "offsets": wordy }), "MESSAGE_TOO_LARGE"),
         (json!({ "group": "billing", "offsets": [offset], "members": [] }), "INVALID_REQUEST"),
         (one(json!({ "offset": -1 })), "INVALID_REQUEST"),
+        (json!({ "group": "billing", "offsets": [{ "topic": "t", "partition": 0 }] }), "INVALID_REQUEST"),
         (one(json!({ "offset": i64::MIN })), "INVALID_REQUEST"),
         (one(json!({ "offset": u64::MAX })), "INVALID_REQUEST"),
         (one(json!({ "partition": -1 })), "INVALID_REQUEST"),
@@ -492,5 +517,32 @@ fn groups_offsets_are_written_by_commits_alone_and_only_by_such_as_make_sense() 
             Ok(())
         });
     }
+    assert_unharmed(&mut cluster);
+}
+
+#[test]
+fn where_nobody_leads_who_names_no_partition_is_told_so_and_nothing_is_stored() {
+    let mut cluster = Cluster::start(1, 2);
+    cluster.await_healthy();
+    cluster.run("topic create orders --partitions 2 --replication-factor 1").unwrap();
+    let stranger = Stranger::new(&cluster.nats);
+    cluster.storage[1].kill();
+    cluster.await_that("a partition has no leader", || {
+        let described = cluster.run("topic describe orders")?;
+        let leaders = described["partitions"].as_array().unwrap().iter().map(|one| &one["leader"]);
+        if leaders.filter(|leader| leader.is_null()).count() == 1 { Ok(()) } else { Err(described.to_string()) }
+    });
+    // In turn, by the only node that is left.
+    let codes: BTreeSet<_> =
+        (0..2).map(|_| code_of(&stranger.demand("dmq.data.produce.auto.orders", &[], "x"))).collect();
+    assert_eq!(codes, BTreeSet::from([None, Some("NOT_LEADER_OR_FOLLOWER".into())]));
+    cluster.storage[1] = cluster.node(1);
+    cluster.await_healthy();
+    let ends = |stranger: &Stranger| {
+        let end =
+            |at| json_of(&stranger.demand(&format!("dmq.data.offsets.{at}.orders"), &[], ""))["logEndOffset"].as_i64();
+        end(0).zip(end(1)).map(|(one, other)| one + other)
+    };
+    assert_eq!(ends(&stranger), Some(1));
     assert_unharmed(&mut cluster);
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::client::{AdminError, DataError};
-use crate::log::TopicPartition;
 use crate::log::batch::Header;
+use crate::log::{MAX_DECOMPRESSED_BYTES, TopicPartition};
 use crate::types::{LeaderEpoch, Offset, PartitionId, TopicName};
 
 /// Where to begin where nothing else says it, and where to go on where the log has lost the place (`auto.offset.reset`).
@@ -34,7 +34,7 @@ pub struct ConsumerConfig {
     pub max_partition_fetch_bytes: u32,
     /// The most bytes that are fetched ahead of what was read, of all partitions together.
     pub max_prefetch_bytes: usize,
-    /// The most bytes that a compressed batch may decompress to.
+    /// The most bytes that a compressed batch may decompress to. Leaders take no more than the default, 128 MiB.
     pub max_decompressed_bytes: usize,
     /// The longest that an answer is waited for beyond `fetch_max_wait` (`request.timeout.ms`). At first it is half a second, for
     /// a leader may be gone without a word.
@@ -52,7 +52,7 @@ impl Default for ConsumerConfig {
             fetch_max_wait: Duration::from_millis(500),
             max_partition_fetch_bytes: 1 << 20,
             max_prefetch_bytes: 32 << 20,
-            max_decompressed_bytes: 64 << 20,
+            max_decompressed_bytes: MAX_DECOMPRESSED_BYTES,
             request_timeout: Duration::from_secs(30),
             api_timeout: Duration::from_secs(60),
         }

@@ -24,6 +24,8 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 const LONGEST_BACKOFF: Duration = Duration::from_millis(250);
 /// How long an answer may be late before it is asked for again.
 const GRACE: Duration = Duration::from_millis(500);
+/// After how long a range that its leader finds damaged is not waited for any more.
+const HEALS_WITHIN: Duration = Duration::from_secs(10);
 /// After how long without a leader it is looked whether the topic is still there.
 const LOOK_AT_TOPIC: Duration = Duration::from_secs(1);
 
@@ -48,7 +50,10 @@ pub(super) struct Report {
 
 pub(super) enum Event {
     /// Reading begins here.
-    Begins(Offset),
+    Begins {
+        offset: Offset,
+        topic_id: TopicId,
+    },
     Fetched(Fetched),
     Failed(ConsumeError),
 }
@@ -69,6 +74,13 @@ pub(super) struct Fetcher {
     pub reports: mpsc::Sender<Report>,
     /// How many bytes one fetch asks for.
     pub bytes: u32,
+}
+
+/// What is known of the last record that was read before, where an offset was committed.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Before {
+    pub epoch: Option<LeaderEpoch>,
+    pub topic_id: Option<TopicId>,
 }
 
 /// Where a partition is read.
@@ -100,10 +112,10 @@ impl Trouble {
 }
 
 impl Fetcher {
-    pub async fn run(self, start: SeekTo) {
+    pub async fn run(self, start: SeekTo, before: Before) {
         let mut trouble = Trouble::new();
-        let Ok(mut place) = self.begin(start, &mut trouble).await else { return };
-        if self.report(Event::Begins(place.offset)).await.is_err() {
+        let Ok(mut place) = self.begin(start, before, &mut trouble).await else { return };
+        if self.report_begin(&place).await.is_err() {
             return;
         }
         let (mut grace, mut was_corrupt) = (GRACE, false);
@@ -145,27 +157,49 @@ impl Fetcher {
         self.reports.send(report).await.map_err(|_| Over)
     }
 
+    async fn report_begin(&self, place: &Place) -> Result<(), Over> {
+        self.report(Event::Begins { offset: place.offset, topic_id: place.topic_id }).await
+    }
+
     async fn fail(&self, error: ConsumeError) -> Result<(), Over> {
         self.report(Event::Failed(error)).await?;
         Err(Over)
     }
 
     /// Asks the leader where the log stands, until it answers, and where to begin.
-    async fn begin(&self, start: SeekTo, trouble: &mut Trouble) -> Result<Place, Over> {
+    async fn begin(&self, start: SeekTo, before: Before, trouble: &mut Trouble) -> Result<Place, Over> {
         let timestamp = match start {
             SeekTo::Timestamp(timestamp) => Some(timestamp),
             SeekTo::Offset(_) | SeekTo::Beginning | SeekTo::End => None,
         };
-        let request = OffsetsRequest { timestamp, ..OffsetsRequest::default() };
+        let request = OffsetsRequest { timestamp, leader_epoch: before.epoch, ..OffsetsRequest::default() };
         let stands = self.stands(&request, trouble).await?;
+        let (log_start, end) = (stands.log_start_offset, stands.high_watermark);
         let offset = match start {
             SeekTo::Offset(offset) => offset,
-            SeekTo::Beginning => stands.log_start_offset,
-            SeekTo::End => stands.high_watermark,
-            SeekTo::Timestamp(_) => stands.found.map_or(stands.high_watermark, |found| found.offset),
+            SeekTo::Beginning => log_start,
+            SeekTo::End => end,
+            SeekTo::Timestamp(_) => stands.found.map_or(end, |found| found.offset),
         };
         let (epoch, topic_id) = (stands.leader_epoch, stands.topic_id);
-        Ok(Place { offset, epoch, last: None, topic_id, high_watermark: None })
+        let mut place = Place { offset, epoch, last: before.epoch, topic_id, high_watermark: None };
+        if before.topic_id.is_some_and(|known| known != topic_id) {
+            // Another topic has the name now: nothing of it was read.
+            match self.shared.config.auto_offset_reset {
+                AutoOffsetReset::Error => self.fail(ConsumeError::NoOffset((*self.partition).clone())).await?,
+                AutoOffsetReset::Earliest | AutoOffsetReset::Latest => {
+                    self.begin_elsewhere(&mut place, &stands).await?
+                }
+            }
+            return Ok(place);
+        }
+        // What was read before may have been cut off since.
+        if let Some(found) = stands.found.filter(|found| before.epoch.is_some() && found.offset < offset) {
+            self.cut(&mut place, found.offset).await?;
+        } else if !(log_start..=stands.log_end_offset.max(end)).contains(&offset) {
+            self.begin_elsewhere(&mut place, &stands).await?;
+        }
+        Ok(place)
     }
 
     async fn stands(&self, request: &OffsetsRequest, trouble: &mut Trouble) -> Result<PartitionOffsets, Over> {
@@ -263,6 +297,12 @@ impl Fetcher {
         if (log_start..=stands.log_end_offset.max(end)).contains(&place.offset) {
             return self.pause(error, trouble).await;
         }
+        self.begin_elsewhere(place, stands).await
+    }
+
+    /// Where the settings say, since the log has no such offset.
+    async fn begin_elsewhere(&self, place: &mut Place, stands: &PartitionOffsets) -> Result<(), Over> {
+        let (log_start, end) = (stands.log_start_offset, stands.high_watermark);
         let to = match self.shared.config.auto_offset_reset {
             AutoOffsetReset::Earliest => log_start,
             AutoOffsetReset::Latest => end,
@@ -273,7 +313,7 @@ impl Fetcher {
         };
         tracing::warn!(partition = %self.partition, offset = %place.offset, %to, "the log has no such offset");
         (place.offset, place.epoch, place.last) = (to, stands.leader_epoch, None);
-        self.report(Event::Begins(to)).await
+        self.report_begin(place).await
     }
 
     async fn cut(&self, place: &mut Place, end: Offset) -> Result<(), Over> {
@@ -284,12 +324,15 @@ impl Fetcher {
         }
         tracing::warn!(partition = %self.partition, %offset, %end, "the log was cut off");
         (place.offset, place.last) = (end, None);
-        self.report(Event::Begins(end)).await
+        self.report_begin(place).await
     }
 
     /// Waits before the next attempt. An error that cannot pass ends it.
     async fn wait(&self, error: DataError, trouble: &mut Trouble) -> Result<(), Over> {
-        if error.may_pass() {
+        // A leader that finds its log damaged makes room for another one, where there is one.
+        let lasts = trouble.since.map_or(Duration::ZERO, |since| since.elapsed());
+        let heals = error.code() == Some(Code::CorruptMessage) && lasts < HEALS_WITHIN;
+        if heals || error.may_pass() {
             return self.pause(error, trouble).await;
         }
         self.fail(ConsumeError::Refused { partition: (*self.partition).clone(), error }).await

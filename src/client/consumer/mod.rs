@@ -7,7 +7,7 @@ mod chunk;
 mod config;
 mod fetcher;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,10 +20,10 @@ use tokio::task::AbortHandle;
 use crate::client::{Admin, Leaders};
 use crate::config::Services;
 use crate::log::TopicPartition;
-use crate::types::{LeaderEpoch, Offset, TopicName};
+use crate::types::{LeaderEpoch, Offset, TopicId, TopicName};
 use crate::wire::data::CommitOffset;
 use chunk::Chunk;
-use fetcher::{Event, Fetched, Fetcher, Report, Shared};
+use fetcher::{Before, Event, Fetched, Fetcher, Report, Shared};
 
 pub use config::{AutoOffsetReset, ConsumeError, ConsumerConfig, ConsumerRecord, SeekTo};
 
@@ -35,8 +35,20 @@ const REPORTS: usize = 256;
 /// A consumer of records (Kafka's `KafkaConsumer`, with partitions assigned by hand): a stream of records that never ends, unless
 /// every partition has an end ([`Consumer::stop_at`]).
 ///
-/// ```no_run
-/// # async fn example(client: async_nats::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// ```
+/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/example.rs"));
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let (_cluster, client) = Example::start().await;
+/// # let admin = dmq::client::Admin::new(client.clone(), "dmq.admin");
+/// # admin.create_topic(serde_json::from_str(r#"{"name": "orders"}"#)?).await?;
+/// # use dmq::client::{Producer, ProducerConfig, ProducerRecord};
+/// # let producer = Producer::new(client.clone(), Services::default(), ProducerConfig::default()).await?;
+/// # for number in 0..3 {
+/// #     producer.send(ProducerRecord::new(TopicName::new("orders")?, format!("order {number}"))).await?;
+/// # }
+/// # producer.close().await;
+/// # let mut read = 0;
 /// use dmq::client::{AutoOffsetReset, Consumer, ConsumerConfig};
 /// use dmq::config::Services;
 /// use dmq::types::TopicName;
@@ -55,7 +67,10 @@ const REPORTS: usize = 256;
 ///     let record = record?;
 ///     println!("{}-{} at {}: {:?}", record.topic, record.partition, record.offset, record.value);
 ///     consumer.commit().await?;
+/// #   read += 1;
+/// #   if read == 3 { break }
 /// }
+/// # assert_eq!(consumer.committed().await?.into_values().map(|offset| offset.0).collect::<Vec<_>>(), [3]);
 /// # Ok(())
 /// # }
 /// ```
@@ -72,8 +87,11 @@ struct Assigned {
     generation: u64,
     /// The next offset to read; None until the leader has said where that is.
     position: Option<Offset>,
+    /// The leader has said that its log has this offset, or where else to begin.
+    is_confirmed: bool,
     /// Of the last record that was read.
     last_epoch: Option<LeaderEpoch>,
+    topic_id: Option<TopicId>,
     high_watermark: Option<Offset>,
     stop_at: Option<Offset>,
     committed: Option<Offset>,
@@ -88,7 +106,7 @@ impl Drop for Assigned {
 
 impl Assigned {
     fn is_done(&self) -> bool {
-        self.stop_at.is_some_and(|end| self.position.is_some_and(|position| position >= end))
+        self.is_confirmed && self.stop_at.is_some_and(|end| self.position.is_some_and(|position| position >= end))
     }
 }
 
@@ -106,6 +124,8 @@ impl Consumer {
     pub fn new(client: Client, services: Services, config: ConsumerConfig) -> Self {
         let leaders = Leaders::new(client.clone(), services.clone());
         let admin = Admin::new(client.clone(), services.admin_prefix());
+        // Neither takes longer than an answer is waited for at all.
+        let (leaders, admin) = (leaders.at_most(config.api_timeout), admin.at_most(config.api_timeout));
         let budget =
             Arc::new(Semaphore::new(config.max_prefetch_bytes.clamp(LEAST_FETCH_BYTES, Semaphore::MAX_PERMITS)));
         let shared = Arc::new(Shared { client, services, config, leaders, admin, budget });
@@ -129,13 +149,20 @@ impl Consumer {
     /// [`ConsumeError::Group`] where what was committed cannot be read, [`ConsumeError::NoOffset`] where nothing was and there is
     /// no `auto_offset_reset`. Nothing has changed then.
     pub async fn assign(&mut self, partitions: impl IntoIterator<Item = TopicPartition>) -> Result<(), ConsumeError> {
+        let partitions: BTreeSet<_> = partitions.into_iter().collect();
         let committed = match &self.shared.config.group {
-            Some(_) => self.committed().await?,
+            Some(_) => {
+                let mut committed = BTreeMap::new();
+                for topic in partitions.iter().map(|partition| &partition.topic).collect::<BTreeSet<_>>() {
+                    committed.extend(self.committed_of(Some(topic)).await?);
+                }
+                committed
+            }
             None => BTreeMap::new(),
         };
         let start = |partition: TopicPartition| {
             let start = match (committed.get(&partition), self.shared.config.auto_offset_reset) {
-                (Some(offset), _) => SeekTo::Offset(*offset),
+                (Some((offset, _)), _) => SeekTo::Offset(*offset),
                 (None, AutoOffsetReset::Earliest) => SeekTo::Beginning,
                 (None, AutoOffsetReset::Latest) => SeekTo::End,
                 (None, AutoOffsetReset::Error) => return Err(ConsumeError::NoOffset(partition)),
@@ -143,26 +170,37 @@ impl Consumer {
             Ok((partition, start))
         };
         let starts = partitions.into_iter().map(start).collect::<Result<BTreeMap<_, _>, _>>()?;
-        self.assign_from(starts);
+        let before = |partition: &TopicPartition| committed.get(partition).map(|(_, before)| *before);
+        self.assign_anew(starts, |partition| before(partition).unwrap_or_default());
         for (partition, assigned) in &mut self.assigned {
-            assigned.committed = committed.get(partition).copied();
+            assigned.committed = committed.get(partition).map(|(offset, _)| *offset);
         }
         Ok(())
     }
 
     /// Reads these partitions and no others, each from there on, whatever the group has committed.
     pub fn assign_from(&mut self, starts: impl IntoIterator<Item = (TopicPartition, SeekTo)>) {
-        let starts: BTreeMap<_, _> = starts.into_iter().collect();
+        self.assign_anew(starts.into_iter().collect(), |_| Before::default());
+    }
+
+    /// Reads this partition too, from there on, or goes on reading it there.
+    pub fn add(&mut self, partition: TopicPartition, start: SeekTo) {
+        let count = self.assigned.len() + 1;
+        let assigned = self.start(Arc::new(partition.clone()), start, Before::default(), count);
+        self.assigned.insert(partition, assigned);
+    }
+
+    fn assign_anew(&mut self, starts: BTreeMap<TopicPartition, SeekTo>, before: impl Fn(&TopicPartition) -> Before) {
         self.assigned.clear();
         self.current = None;
         let count = starts.len().max(1);
         for (partition, start) in starts {
-            let assigned = self.start(Arc::new(partition.clone()), start, count);
+            let assigned = self.start(Arc::new(partition.clone()), start, before(&partition), count);
             self.assigned.insert(partition, assigned);
         }
     }
 
-    fn start(&mut self, name: Arc<TopicPartition>, start: SeekTo, count: usize) -> Assigned {
+    fn start(&mut self, name: Arc<TopicPartition>, start: SeekTo, before: Before, count: usize) -> Assigned {
         self.generations += 1;
         let config = &self.shared.config;
         let budget = config.max_prefetch_bytes.clamp(LEAST_FETCH_BYTES, Semaphore::MAX_PERMITS);
@@ -174,14 +212,24 @@ impl Consumer {
             reports: self.reports.0.clone(),
             bytes: (budget / count).clamp(LEAST_FETCH_BYTES, most) as u32,
         };
-        let fetcher = tokio::spawn(fetcher.run(start)).abort_handle();
+        let fetcher = tokio::spawn(fetcher.run(start, before)).abort_handle();
+        let generation = self.generations;
         let position = match start {
             SeekTo::Offset(offset) => Some(offset),
             SeekTo::Beginning | SeekTo::End | SeekTo::Timestamp(_) => None,
         };
-        let generation = self.generations;
-        let (last_epoch, high_watermark, stop_at, committed) = (None, None, None, None);
-        Assigned { name, generation, position, last_epoch, high_watermark, stop_at, committed, fetcher }
+        Assigned {
+            name,
+            generation,
+            position,
+            is_confirmed: false,
+            last_epoch: before.epoch,
+            topic_id: None,
+            high_watermark: None,
+            stop_at: None,
+            committed: None,
+            fetcher,
+        }
     }
 
     /// Goes on reading a partition elsewhere.
@@ -193,7 +241,7 @@ impl Consumer {
         let not_assigned = || ConsumeError::NotAssigned(partition.clone());
         let assigned = self.assigned.get(partition).ok_or_else(not_assigned)?;
         let (name, stop_at, committed) = (Arc::clone(&assigned.name), assigned.stop_at, assigned.committed);
-        let mut assigned = self.start(name, to, count);
+        let mut assigned = self.start(name, to, Before::default(), count);
         (assigned.stop_at, assigned.committed) = (stop_at, committed);
         self.assigned.insert(partition.clone(), assigned);
         Ok(())
@@ -214,6 +262,11 @@ impl Consumer {
         Ok(())
     }
 
+    /// Whether the partition is read.
+    pub fn is_assigned(&self, partition: &TopicPartition) -> bool {
+        self.assigned.contains_key(partition)
+    }
+
     /// The next offset that will be read; None where the partition is not assigned, or its leader has not said yet.
     pub fn position(&self, partition: &TopicPartition) -> Option<Offset> {
         self.assigned.get(partition)?.position
@@ -232,12 +285,13 @@ impl Consumer {
         let offsets: Vec<_> = self
             .assigned
             .iter()
-            .filter(|(_, assigned)| assigned.position.is_some() && assigned.position != assigned.committed)
+            .filter(|(_, assigned)| assigned.is_confirmed && assigned.position != assigned.committed)
             .map(|(partition, assigned)| CommitOffset {
                 topic: partition.topic.to_string(),
                 partition: partition.partition,
                 offset: assigned.position,
                 leader_epoch: assigned.last_epoch,
+                topic_id: assigned.topic_id,
                 metadata: None,
             })
             .collect();
@@ -272,12 +326,21 @@ impl Consumer {
     /// # Errors
     /// [`ConsumeError::NoGroup`] or [`ConsumeError::Group`].
     pub async fn committed(&self) -> Result<BTreeMap<TopicPartition, Offset>, ConsumeError> {
+        let committed = self.committed_of(None).await?;
+        Ok(committed.into_iter().map(|(partition, (offset, _))| (partition, offset)).collect())
+    }
+
+    async fn committed_of(
+        &self,
+        topic: Option<&TopicName>,
+    ) -> Result<BTreeMap<TopicPartition, (Offset, Before)>, ConsumeError> {
         let group = self.shared.config.group.as_ref().ok_or(ConsumeError::NoGroup)?;
-        let committed = self.shared.leaders.committed(group, None).await;
+        let committed = self.shared.leaders.committed(group, topic).await;
         let committed = committed.map_err(|error| ConsumeError::Group { group: group.clone(), error })?;
         let named = |offset: CommitOffset| {
             let topic = TopicName::new(&offset.topic).ok()?;
-            Some((TopicPartition { topic, partition: offset.partition }, offset.offset?))
+            let before = Before { epoch: offset.leader_epoch, topic_id: offset.topic_id };
+            Some((TopicPartition { topic, partition: offset.partition }, (offset.offset?, before)))
         };
         Ok(committed.offsets.into_iter().filter_map(named).collect())
     }
@@ -342,8 +405,9 @@ impl Consumer {
         let Report { partition, generation, event } = report;
         let assigned = self.assigned.get_mut(&*partition).filter(|assigned| assigned.generation == generation)?;
         match event {
-            Event::Begins(offset) => {
-                assigned.position = Some(offset);
+            Event::Begins { offset, topic_id } => {
+                (assigned.position, assigned.topic_id) = (Some(offset), Some(topic_id));
+                assigned.is_confirmed = true;
                 if assigned.is_done() {
                     assigned.finish();
                 }

@@ -39,8 +39,14 @@ const LONGEST_PATIENCE: Duration = Duration::from_secs(2);
 /// A producer of records (Kafka's `KafkaProducer`). Clones share its batches; when the last one is dropped, what was not sent is
 /// lost: [`Producer::close`] it instead.
 ///
-/// ```no_run
-/// # async fn example(client: async_nats::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// ```
+/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/example.rs"));
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let (_cluster, client) = Example::start().await;
+/// # let admin = dmq::client::Admin::new(client.clone(), "dmq.admin");
+/// # admin.create_topic(serde_json::from_str(r#"{"name": "orders", "partitions": 3}"#)?).await?;
+/// # let leaders = dmq::client::Leaders::new(client.clone(), dmq::config::Services::default());
 /// use dmq::client::{Producer, ProducerConfig, ProducerRecord};
 /// use dmq::config::Services;
 /// use dmq::types::TopicName;
@@ -57,6 +63,11 @@ const LONGEST_PATIENCE: Duration = Duration::from_secs(2);
 ///     println!("partition {}, offset {:?}", stored.partition, stored.offset);
 /// }
 /// producer.close().await;
+/// # let mut count = 0;
+/// # for partition in 0..3 {
+/// #     count += leaders.offsets(&orders, partition).await?.high_watermark.0;
+/// # }
+/// # assert_eq!(count, 1_000);
 /// # Ok(())
 /// # }
 /// ```

@@ -54,20 +54,18 @@ pub fn records(bytes: &Bytes, limit: usize) -> Result<Records, BatchError> {
     Ok(Records { header, body, at: 0, index: 0, failed: false })
 }
 
-/// Checks that every record of a producer's batch can be read, has the offset next in turn, and a key where `needs_key`.
+/// Checks that every record of a producer's batch can be read and has the offset next in turn. Whether all of them have a key.
 /// Nothing is copied.
-pub(in crate::log) fn check_records(bytes: &Bytes, limit: usize, needs_key: bool) -> Result<(), BatchError> {
-    let mut records = records(bytes, limit)?;
+pub(in crate::log) fn check_records(bytes: &Bytes, limit: usize) -> Result<bool, BatchError> {
+    let (mut records, mut have_keys) = (records(bytes, limit)?, true);
     while let Some(raw) = records.next_raw() {
         let (index, raw) = (records.index - 1, raw?);
         if raw.offset_delta != index {
             return Err(BatchError::Record { index, what: "its offset is not the next one" });
         }
-        if needs_key && raw.key.is_none() {
-            return Err(BatchError::Record { index, what: "it has no key, and the topic is compacted by key" });
-        }
+        have_keys &= raw.key.is_some();
     }
-    Ok(())
+    Ok(have_keys)
 }
 
 impl Iterator for Records {

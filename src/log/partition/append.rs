@@ -169,7 +169,11 @@ impl Log {
             return Err(self.invalid("the log has no more offsets"));
         }
         let limit = self.config.max_decompressed_bytes;
-        check_records(batch, limit, self.config.compact).map_err(|source| self.corrupt(source))
+        let has_keys = check_records(batch, limit).map_err(|source| self.corrupt(source))?;
+        if self.config.compact && !has_keys {
+            return Err(self.invalid("it has a record without a key, and the topic is compacted by key"));
+        }
+        Ok(())
     }
 
     /// Times decide when segments are closed and deleted, so none may be beyond all measure. The batch's first and largest stand
@@ -197,7 +201,7 @@ impl Log {
         // Positions have 31 bits, whatever the configuration says.
         let too_long = active.bytes > 0 && active.bytes + header.size() as u64 > i32::MAX as u64;
         let time = header.max_timestamp;
-        let old = active.first_timestamp.is_some_and(|first| time.saturating_sub(first) > self.config.segment_ms);
+        let old = active.first_timestamp.is_some_and(|first| time.saturating_sub(first) > self.config.roll_ms());
         if full || too_long || old || !active.holds(header.last_offset()) {
             self.roll_to(header.base_offset.max(self.end))?;
         }

@@ -40,6 +40,17 @@ const COMPACTED_SEGMENT_BYTES: u64 = 64 << 20;
 /// What a topic has where it does not say otherwise: Kafka's default, so that no clock that is wrong keeps records for ever.
 const AFTER_MAX_MS: i64 = 3_600_000;
 
+/// What a batch's records may take decompressed.
+pub const MAX_DECOMPRESSED_BYTES: usize = 128 << 20;
+
+impl LogConfig {
+    /// How old the active segment gets. What is in it is not compacted yet, so it gets no older than records may be that are not
+    /// (Kafka's `LogConfig.maxSegmentMs`).
+    pub fn roll_ms(&self) -> i64 {
+        if self.compact { self.segment_ms.min(self.max_compaction_lag_ms.max(1)) } else { self.segment_ms }
+    }
+}
+
 impl Default for LogConfig {
     fn default() -> Self {
         Self {
@@ -47,7 +58,7 @@ impl Default for LogConfig {
             segment_ms: 7 * 24 * 3_600_000,
             index_interval_bytes: 4096,
             max_message_bytes: 921_600,
-            max_decompressed_bytes: 128 << 20,
+            max_decompressed_bytes: MAX_DECOMPRESSED_BYTES,
             timestamp_type: TimestampType::CreateTime,
             timestamp_before_max_ms: i64::MAX,
             timestamp_after_max_ms: i64::MAX,

@@ -35,8 +35,8 @@ pub struct Maintained {
 }
 
 impl Log {
-    /// Takes one step of what is due, of these the first: closes the active segment if it is older than `segment.ms`, deletes by
-    /// retention, compacts one run of segments. Nothing at or behind the high watermark is deleted or compacted. `now_ms` is
+    /// Takes one step of what is due, of these the first: closes the active segment if it is older than `segment.ms` (or
+    /// `max.compaction.lag.ms`, where it is compacted), deletes by retention, compacts one run of segments. Nothing at or behind the high watermark is deleted or compacted. `now_ms` is
     /// wall time in milliseconds since 1970.
     ///
     /// Closing a segment counts its age by the node's clock, so that it also happens where nothing is appended any more:
@@ -48,8 +48,8 @@ impl Log {
         limits: &MaintenanceLimits,
     ) -> Result<Maintained, LogError> {
         self.check_usable()?;
-        let segment_ms = self.config.segment_ms;
-        let is_old = self.active().first_timestamp.is_some_and(|first| now_ms.saturating_sub(first) > segment_ms);
+        let roll_ms = self.config.roll_ms();
+        let is_old = self.active().first_timestamp.is_some_and(|first| now_ms.saturating_sub(first) > roll_ms);
         if is_old && self.active().bytes > 0 {
             self.roll()?;
             return Ok(Maintained { rolled: true, more: true, ..Maintained::default() });

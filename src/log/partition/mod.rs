@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub use append::AppendInfo;
 pub use compact::Compacted;
 use compact::Compaction;
-pub use config::LogConfig;
+pub use config::{LogConfig, MAX_DECOMPRESSED_BYTES};
 pub use maintain::{Maintained, MaintenanceLimits};
 pub use open::OpenOptions;
 pub use plan::ReadPlan;

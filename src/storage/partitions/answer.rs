@@ -118,6 +118,7 @@ pub(super) fn log_error(error: &LogError) -> WireError {
         LogError::Io { .. } | LogError::Poisoned { .. } | LogError::Unusable { .. } | LogError::OtherTopic { .. } => {
             Code::KafkaStorageError
         }
+        LogError::Corrupt { source: batch::BatchError::TooLarge { .. }, .. } => Code::MessageTooLarge,
         LogError::Damaged { .. } | LogError::Corrupt { .. } => Code::CorruptMessage,
         // The log was cut while it was read: by now it stands still again.
         LogError::Changed { .. } => Code::Busy,

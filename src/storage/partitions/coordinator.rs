@@ -72,7 +72,15 @@ impl Worker {
         let Some(reply) = reply else { return };
         let known = groups::check_group(&request.group).and_then(|()| self.coordinate(place, &request.group));
         let answer = known.map(|coordinator| coordinator.groups.committed(&request));
-        self.hub.reply(Reply::of(reply, answer)).await;
+        let count = answer.as_ref().map_or(0, |committed| committed.offsets.len());
+        let answer = Reply::of(reply, answer);
+        let (bytes, room) = (answer.payload.len(), self.hub.max_payload());
+        if bytes > room {
+            let words =
+                format!("{count} offsets take {bytes} bytes, and a message {room}: ask for one topic's at a time");
+            return self.hub.reply(Reply::error(answer.to, &WireError::new(Code::MessageTooLarge, words))).await;
+        }
+        self.hub.reply(answer).await;
     }
 
     /// The coordinator of this partition, where it has read all of it.

@@ -22,8 +22,15 @@ use crate::wire::data::{
 };
 use crate::wire::{Code, WireError};
 
+/// Kafka's `LATEST_TIMESTAMP` and `EARLIEST_TIMESTAMP`: no times, but the ends of what can be read.
+const LATEST: i64 = -1;
+const EARLIEST: i64 = -2;
+/// Kafka's `DeleteRecordsRequest.HIGH_WATERMARK`, in place of an offset.
+const HIGH_WATERMARK: i64 = -1;
 /// The longest long poll.
 const FETCH_MAX_WAIT: Duration = Duration::from_secs(30);
+/// How long a commit is kept in mind whose answer came too late: until the leader changes.
+const UNANSWERED_COMMIT: Duration = Duration::from_secs(24 * 3_600);
 /// How often it is looked whose time is over.
 const TIMEOUT_CHECK: Duration = Duration::from_millis(100);
 
@@ -176,7 +183,13 @@ impl Worker {
         let over: Vec<Token> =
             self.pending.iter().filter(|(_, waiting)| waiting.until <= now).map(|(token, _)| *token).collect();
         for token in over {
-            let Some(Pending { place, reply, .. }) = self.pending.remove(&token) else { continue };
+            let Some(waiting) = self.pending.get_mut(&token) else { continue };
+            let (place, reply) = (waiting.place, waiting.reply.take());
+            match waiting.answer {
+                Answer::Produced => _ = self.pending.remove(&token),
+                // It may count yet, and whoever asks is to hear of it then.
+                Answer::Committed(_) => waiting.until = now + UNANSWERED_COMMIT,
+            }
             if self.led(place).is_none() {
                 continue;
             }
@@ -238,9 +251,8 @@ impl Worker {
             Ok(stands) => stands,
             Err(error) => return self.hub.reply(Reply::error(reply, &error)).await,
         };
-        let timestamp = request.timestamp.filter(|_| request.leader_epoch.is_none());
-        match (timestamp, self.engine.log(place)) {
-            (Some(timestamp), Some(log)) => {
+        match (request.timestamp, self.engine.log(place)) {
+            (Some(timestamp), Some(log)) if timestamp >= 0 => {
                 let plan = log.log.locate_time(timestamp);
                 self.hub.find(Finding { plan, stands, place, request, reply });
             }
@@ -254,8 +266,30 @@ impl Worker {
             return Err(WireError::new(Code::NotLeaderOrFollower, "the partition was given up just now"));
         };
         let visible = led.visible.ok_or_else(|| not_yet(id))?;
-        let end = request.leader_epoch.and_then(|epoch| log.log.end_of_epoch(epoch));
-        let found = end.map(|end| FoundOffset { offset: end.end, timestamp: None, leader_epoch: Some(end.epoch) });
+        let at = |offset| FoundOffset { offset, timestamp: None, leader_epoch: None };
+        let found = match (request.timestamp, request.leader_epoch) {
+            (Some(_), Some(_)) => {
+                let words = "ask for a timestamp or for the end of a leader epoch, not for both";
+                return Err(WireError::new(Code::InvalidRequest, words));
+            }
+            // Of an epoch that has not begun yet nothing is known.
+            (None, Some(epoch)) if epoch > led.leader_epoch => None,
+            (None, Some(epoch)) => {
+                let end = log.log.end_of_epoch(epoch);
+                end.map(|end| FoundOffset { leader_epoch: Some(end.epoch), ..at(end.end) })
+            }
+            (Some(LATEST), None) => Some(at(visible)),
+            (Some(EARLIEST), None) => Some(at(log.log.start())),
+            (Some(timestamp), None) if timestamp < 0 => {
+                let words = format!(
+                    "a timestamp is in milliseconds since 1970, or {LATEST} for the latest offset, {EARLIEST} for the \
+                     earliest; not {timestamp}"
+                );
+                return Err(WireError::new(Code::InvalidRequest, words));
+            }
+            // Looked for on the disk.
+            (Some(_), None) | (None, None) => None,
+        };
         Ok(describe(place, id, &log.log, led.leader_epoch, visible, found))
     }
 
@@ -264,9 +298,24 @@ impl Worker {
         let Some(id) = self.id(place).cloned() else {
             return Err(WireError::new(Code::NotLeaderOrFollower, "the partition was given up just now"));
         };
+        self.check_internal(place)?;
         let visible = led.visible.ok_or_else(|| not_yet(&id))?;
+        if self.engine.log(place).is_some_and(|log| !log.log.config().delete) {
+            let words = format!("{id}: its cleanup.policy is compact, so records go by their keys: send tombstones");
+            return Err(WireError::new(Code::PolicyViolation, words));
+        }
+        let before = match request.before {
+            Offset(HIGH_WATERMARK) => visible,
+            Offset(negative) if negative < 0 => {
+                let words = format!(
+                    "{id}: offset {negative} is in no log; {HIGH_WATERMARK} stands for the high watermark, which is {visible}"
+                );
+                return Err(WireError::new(Code::OffsetOutOfRange, words));
+            }
+            before => before,
+        };
         if let Some(log) = self.engine.log_mut(place)
-            && let Err(error) = log.log.delete_records(request.before, visible)
+            && let Err(error) = log.log.delete_records(before, visible)
         {
             let told = answer::log_error(&error);
             if error.is_disk() {
@@ -291,7 +340,8 @@ fn plan(log: &Log, led: Led, fetch: &Fetch, may_wait: bool) -> Result<Option<(Re
         None if may_wait => return Ok(None),
         None => return Err(not_yet(log.id())),
     };
-    if fetch.offset > visible || fetch.offset < log.start() {
+    // What is not committed yet cannot be read, and is waited for.
+    if fetch.offset > log.end() || fetch.offset < log.start() {
         let (id, offset, start) = (log.id(), fetch.offset, log.start());
         let words = format!("{id}: offset {offset} is not in the log, which can be read from {start} to {visible}");
         return Err(WireError::new(Code::OffsetOutOfRange, words));
@@ -299,7 +349,8 @@ fn plan(log: &Log, led: Led, fetch: &Fetch, may_wait: bool) -> Result<Option<(Re
     if visible <= fetch.beyond && may_wait {
         return Ok(None);
     }
-    let plan = log.locate(fetch.offset, fetch.max_bytes, visible).map_err(|error| answer::log_error(&error))?;
+    let below = visible.max(fetch.offset);
+    let plan = log.locate(fetch.offset, fetch.max_bytes, below).map_err(|error| answer::log_error(&error))?;
     let head = FetchedHead {
         high_watermark: visible,
         log_start_offset: log.start(),

@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 
 use bytes::{Buf, BufMut, Bytes};
+use uuid::Uuid;
 
-use crate::log::batch::{self, BatchBuilder, BatchHeader, Compression};
-use crate::types::{LeaderEpoch, Offset, PartitionId, TopicName, partition_of_key};
+use crate::log::batch::{self, BatchBuilder, BatchHeader, Compression, Header};
+use crate::types::{LeaderEpoch, Offset, PartitionId, TopicId, TopicName, partition_of_key};
 use crate::wire::data::{Commit, CommitOffset, Committed, CommittedRequest, OFFSETS_TOPIC};
 use crate::wire::{Code, WireError};
 
@@ -51,7 +52,9 @@ impl Groups {
         while let Ok(header) = BatchHeader::parse(&batches) {
             let Ok(records) = batch::records(&batches, limit) else { return };
             for record in records.map_while(Result::ok) {
-                if let Some((group, offset)) = record.key.and_then(|key| decode(&key, record.value.as_deref())) {
+                let decoded = record.key.and_then(|key| decode(&key, record.value.as_deref()));
+                if let Some((group, mut offset)) = decoded {
+                    offset.topic_id = topic_id(&record.headers);
                     self.apply(&group, offset);
                 }
             }
@@ -124,9 +127,21 @@ pub(super) fn to_batch(commit: &Commit, now_ms: i64) -> std::io::Result<Bytes> {
     for offset in &commit.offsets {
         let key = encode_key(&commit.group, offset);
         let value = offset.offset.map(|at| encode_value(at, offset, now_ms));
-        builder.push(now_ms, Some(&key), value.as_deref(), &[]);
+        let topic_id = offset.topic_id.map(|id| Header {
+            key: Bytes::from_static(TOPIC_ID),
+            value: Some(Bytes::copy_from_slice(id.0.as_bytes())),
+        });
+        builder.push(now_ms, Some(&key), value.as_deref(), topic_id.as_slice());
     }
     builder.build()
+}
+
+/// The record's header that names the topic's id, which Kafka's values of this version have no room for.
+const TOPIC_ID: &[u8] = b"topicId";
+
+fn topic_id(headers: &[Header]) -> Option<TopicId> {
+    let named = headers.iter().find(|header| header.key == TOPIC_ID)?;
+    Uuid::from_slice(named.value.as_ref()?).ok().map(TopicId)
 }
 
 fn encode_key(group: &str, offset: &CommitOffset) -> Vec<u8> {
@@ -161,7 +176,8 @@ fn decode(mut key: &[u8], value: Option<&[u8]>) -> Option<(String, CommitOffset)
     }
     let (group, topic) = (get_string(&mut key)?, get_string(&mut key)?);
     let partition = PartitionId::try_from(key.try_get_i32().ok()?).ok()?;
-    let mut offset = CommitOffset { topic, partition, offset: None, leader_epoch: None, metadata: None };
+    let mut offset =
+        CommitOffset { topic, partition, offset: None, leader_epoch: None, topic_id: None, metadata: None };
     if let Some(mut value) = value {
         if value.try_get_i16().ok()? != VALUE_VERSION {
             return None;
@@ -190,6 +206,7 @@ mod tests {
             partition,
             offset: at.map(Offset),
             leader_epoch: at.map(|_| LeaderEpoch(3)),
+            topic_id: at.filter(|at| *at > 5).map(|_| TopicId(Uuid::from_u128(7))),
             metadata: at.map(|_| "half way".into()),
         }
     }

@@ -41,7 +41,7 @@ pub(super) use faults::{Vitals, Whose};
 use fetches::Fetch;
 pub(super) use groups::check_group;
 use request::Request;
-pub(super) use request::header_of;
+pub(super) use request::{header_of, produce_timeout};
 
 /// How many commands may wait.
 const COMMANDS: usize = 4096;

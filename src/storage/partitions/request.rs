@@ -38,6 +38,7 @@ impl Request {
     /// `op` is what the subject names. `now` becomes the timestamp of a bare record without one.
     pub(super) fn read(op: &str, message: &Message, now: WallTime) -> Result<Self, WireError> {
         let headers = message.headers.as_ref();
+        check_names(headers)?;
         let format = format(headers)?;
         match op {
             op::PRODUCE => {
@@ -46,10 +47,7 @@ impl Request {
                     Format::Json => bare(message, now)?,
                 };
                 let acks = header_of(headers, header::ACKS).map_or(Ok(Acks::default()), Acks::parse)?;
-                let timeout = match header_of(headers, header::TIMEOUT_MS) {
-                    None => PRODUCE_TIMEOUT,
-                    Some(text) => Duration::from_millis(number(header::TIMEOUT_MS, text)?).min(MAX_WAIT),
-                };
+                let timeout = produce_timeout(headers)?;
                 let topic_id = match header_of(headers, header::TOPIC_ID) {
                     None => None,
                     Some(text) => Some(text.parse().map_err(|_| invalid(header::TOPIC_ID, "a UUID", text))?),
@@ -108,12 +106,40 @@ fn bare(message: &Message, now: WallTime) -> Result<Bytes, WireError> {
 }
 
 fn is_of_record(name: &str) -> bool {
-    let begins = |prefix: &str| name.get(..prefix.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(prefix));
-    !begins("Dmq-") && !begins("Nats-")
+    !begins(name, OURS) && !begins(name, "Nats-")
+}
+
+/// What the names of our own headers begin with.
+const OURS: &str = "Dmq-";
+
+fn begins(name: &str, prefix: &str) -> bool {
+    name.get(..prefix.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(prefix))
+}
+
+/// A header that is nearly one of ours would be lost in silence, and with it a record's key.
+fn check_names(headers: Option<&HeaderMap>) -> Result<(), WireError> {
+    let names = headers.into_iter().flat_map(HeaderMap::iter).map(|(name, _)| name.as_ref());
+    let is_unknown = |name: &&str| begins(name, OURS) && !header::OF_REQUESTS.contains(name);
+    match names.into_iter().find(is_unknown) {
+        Some(name) => {
+            let (shown, all): (String, _) = (name.chars().take(40).collect(), header::OF_REQUESTS.join(", "));
+            let words = format!("there is no header {shown:?}; there are {all}, written exactly so");
+            Err(WireError::new(Code::InvalidRequest, words))
+        }
+        None => Ok(()),
+    }
 }
 
 pub(in crate::storage) fn header_of<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Option<&'a str> {
     headers?.get(name).map(|value| value.as_str())
+}
+
+/// How long the leader may take to answer.
+pub(in crate::storage) fn produce_timeout(headers: Option<&HeaderMap>) -> Result<Duration, WireError> {
+    match header_of(headers, header::TIMEOUT_MS) {
+        None => Ok(PRODUCE_TIMEOUT),
+        Some(text) => Ok(Duration::from_millis(number(header::TIMEOUT_MS, text)?).min(MAX_WAIT)),
+    }
 }
 
 fn number<T: std::str::FromStr>(name: &str, text: &str) -> Result<T, WireError> {

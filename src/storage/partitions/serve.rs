@@ -247,7 +247,10 @@ impl Hub {
         let task = self.runtime.spawn(async move {
             let Some(mut polls) = hub.subscribe(&subject).await else { return };
             while let Some(Message { payload, reply, .. }) = polls.next().await {
-                let Some(reply) = reply else { continue };
+                let Some(reply) = reply else {
+                    hub.refuse(Whose::Followers, 1, || "a poll that names no place for its answer".into());
+                    continue;
+                };
                 // Read here and in the engine, so that nothing is kept of whoever will get no answer.
                 match ReplicaFetch::decode(&payload) {
                     Ok(_) => hub.command(Command::Poll { payload, reply }).await,

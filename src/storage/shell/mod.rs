@@ -204,7 +204,7 @@ impl Shell {
             pushes: None,
             replies: BTreeMap::new(),
             tokens: 0,
-            routes: Routes::default(),
+            routes: Routes::new(),
             offsets_partitions: 0,
             partitions,
             lease,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::{Client, HeaderMap, Message, Subject};
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::Shell;
@@ -19,7 +19,6 @@ use crate::wire::{Code, ErrorBody, WireError, admin};
 /// How many commits may wait for the offsets topic.
 const FIRST_COMMITS: usize = 256;
 
-#[derive(Default)]
 pub(super) struct Routes {
     /// The tasks that listen, and what they hear.
     heard: Option<(JoinSet<()>, mpsc::Receiver<Message>)>,
@@ -29,9 +28,15 @@ pub(super) struct Routes {
     first_commits: Vec<Message>,
     /// When the controller was last asked for it.
     asked: Option<Instant>,
+    /// For those that were passed on, and wait.
+    room: Arc<Semaphore>,
 }
 
 impl Routes {
+    pub(super) fn new() -> Self {
+        Self { heard: None, turn: 0, first_commits: Vec::new(), asked: None, room: auto::room() }
+    }
+
     pub(super) fn begin(&mut self, client: &Client, subjects: &watch::Receiver<Arc<dyn Subjects>>) {
         if self.heard.is_none() {
             self.begin_anew(client, subjects);
@@ -79,15 +84,35 @@ impl Shell {
         match auto::route(op, topic.as_str(), &message, image, turn) {
             Route::To(partition) => {
                 let subject = subjects.data(op, &topic, partition);
-                auto::pass_on(&self.client, &subject, message, self.request_timeout).await;
+                if message.reply.is_none() || auto::wants_no_answer(&message) {
+                    return auto::pass_on_unanswered(&self.client, &subject, message, self.request_timeout).await;
+                }
+                if let Some((message, permit)) = self.permit(message).await {
+                    tokio::spawn(auto::pass_on_once(self.client.clone(), subject, message, permit));
+                }
             }
             Route::Until(partition) => {
                 let subject = subjects.data(op, &topic, partition);
-                tokio::spawn(auto::pass_on_until_answered(self.client.clone(), subject, message));
+                if let Some((message, permit)) = self.permit(message).await {
+                    tokio::spawn(auto::pass_on_until_answered(self.client.clone(), subject, message, permit));
+                }
             }
             Route::NothingYet(answer) => self.answer_nothing_yet(message, answer),
             Route::Refused(error) => self.refuse(message, &error).await,
             Route::MakeOffsetsTopic => self.make_offsets_topic(message),
+        }
+    }
+
+    /// Room to wait for the answer. Where there is none, the client is told so.
+    async fn permit(&self, message: Message) -> Option<(Message, OwnedSemaphorePermit)> {
+        match Arc::clone(&self.routes.room).try_acquire_owned() {
+            Ok(permit) => Some((message, permit)),
+            Err(_) => {
+                let words = "too many requests wait on this node for their answers; ask again later";
+                let (headers, body) = error_answer(&WireError::new(Code::Busy, words));
+                self.answer(message.reply, headers, body).await;
+                None
+            }
         }
     }
 
@@ -141,14 +166,26 @@ impl Shell {
 
     /// The commit goes on once this node knows the topic. Whoever waits for too long asks again.
     fn make_offsets_topic(&mut self, message: Message) {
+        let Some(image) = self.core.history().image() else { return };
+        let request = admin::encode(&auto::offsets_topic(image)).into();
         if self.routes.wants_offsets_topic(self.request_timeout) {
             let subject = self.subjects.borrow().admin("topic", "create");
-            let request = admin::encode(&auto::offsets_topic()).into();
-            let (client, timeout) = (self.client.clone(), self.request_timeout);
+            let (client, timeout, reply) = (self.client.clone(), self.request_timeout, message.reply.clone());
             tokio::spawn(async move {
-                // Another node may be the first: then it is there already.
-                if let Err(error) = raw::request_with_deadline(&client, &subject, None, request, timeout).await {
-                    tracing::warn!(subject, %error, "the topic of consumers' offsets was not made");
+                let why = match raw::request_with_deadline(&client, &subject, None, request, timeout).await {
+                    Ok(answer) => match serde_json::from_slice::<ErrorBody>(&answer.payload) {
+                        // Another node may be the first: then it is there already.
+                        Ok(body) if body.error.code != Code::TopicAlreadyExists => body.error.to_string(),
+                        Ok(_) | Err(_) => return,
+                    },
+                    Err(error) => error.to_string(),
+                };
+                tracing::warn!(subject, why, "the topic of consumers' offsets was not made");
+                let Some(reply) = reply else { return };
+                let words = format!("there is no place for the groups' offsets yet: {why}; ask again");
+                let (headers, body) = error_answer(&WireError::new(Code::CoordinatorLoadInProgress, words));
+                if let Err(error) = raw::publish(&client, &reply, headers, body, timeout).await {
+                    tracing::debug!(%error, "a commit was not answered");
                 }
             });
         }
