@@ -154,6 +154,55 @@ fn describe_shows_where_each_log_stands_and_nothing_of_one_whose_leader_is_silen
 }
 
 #[test]
+fn an_offset_that_the_log_has_not_is_said_and_never_committed() {
+    let cluster = Cluster::start(1, 1);
+    cluster.await_healthy();
+    cluster.run("topic create orders --replication-factor 1").unwrap();
+    fine(&cluster, "produce orders", b"a\nb\nc\n");
+    let said = |line: &str| {
+        let output = dmq(&cluster, line, b"");
+        assert!(output.status.success(), "{output:?}");
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (read, words) = said("consume orders --from 9999 --group readers");
+    assert_eq!(read, "");
+    assert!(words.contains("orders-0: offset 9999 is beyond the end, which is 3"), "{words}");
+    fine(&cluster, "produce orders", b"d\n");
+    assert_eq!(fine(&cluster, "consume orders --group readers", b""), "d\n");
+    let refusal = refused(&cluster, "consume orders --format {value} --output json", b"");
+    assert!(refusal.contains("--format"), "{refusal}");
+}
+
+#[test]
+fn a_topic_that_is_made_anew_is_read_from_its_beginning() {
+    let cluster = Cluster::start(1, 1);
+    cluster.await_healthy();
+    for (values, wanted) in [("a\nb\nc\n", "a\nb\nc\n"), ("x\ny\nz\nw\n", "x\ny\nz\nw\n")] {
+        cluster.run("topic create orders --replication-factor 1").unwrap();
+        fine(&cluster, "produce orders", values.as_bytes());
+        assert_eq!(fine(&cluster, "consume orders --group readers", b""), wanted);
+        assert_eq!(fine(&cluster, "consume orders --group readers", b""), "");
+        cluster.run("topic delete orders").unwrap();
+    }
+}
+
+#[test]
+fn who_follows_a_topic_reads_what_is_added_to_it() {
+    let cluster = Cluster::start(1, 1);
+    cluster.await_healthy();
+    cluster.run("topic create orders --replication-factor 1").unwrap();
+    fine(&cluster, "produce orders", b"old\n");
+    let mut child = follow(&cluster, "consume orders --follow");
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(lines.next().as_deref(), Some("old"));
+    cluster.run("topic alter orders --partitions 2").unwrap();
+    fine(&cluster, "produce orders --partition 1", b"new\n");
+    assert_eq!(lines.next().as_deref(), Some("new"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
 fn a_rate_is_kept() {
     let cluster = Cluster::start(1, 1);
     cluster.await_healthy();

@@ -7,14 +7,15 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use serde::Serialize;
+use tokio::sync::watch;
 
 use super::output::{Output, say};
 use super::produce::topic_name;
 use super::{Outcome, global::GlobalArgs, session};
-use crate::client::{AutoOffsetReset, ConsumeError, Consumer, ConsumerConfig, ConsumerRecord, Leaders, SeekTo};
+use crate::client::{Admin, AutoOffsetReset, ConsumeError, Consumer, ConsumerConfig, ConsumerRecord, Leaders, SeekTo};
 use crate::log::TopicPartition;
 use crate::types::{Offset, PartitionId, TopicName, WallTime};
-use crate::wire::data::JsonRecord;
+use crate::wire::data::{JsonRecord, PartitionOffsets};
 
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = TEMPLATE)]
@@ -30,7 +31,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     partition: Vec<PartitionId>,
     /// Commit for this group how far was read, and begin where it has committed
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = group)]
     group: Option<String>,
     /// Go on with what is written later, until interrupted [default: end at the present end]
     #[arg(long)]
@@ -46,6 +47,11 @@ pub struct Args {
 const TEMPLATE: &str = "In a TEMPLATE, {topic}, {partition}, {offset}, {timestamp} (milliseconds since 1970), {time}, {key}, {value}, \
 {headers} and {epoch} stand for what they name, and \\n, \\t, \\\\, {{ and }} for themselves. What is not there is empty. With \
 --output json each record is a line of JSON: text where it is UTF-8, base64 where it is not (keyBase64, valueBase64).";
+
+fn group(text: &str) -> Result<String, String> {
+    let fits = (1..=255).contains(&text.len());
+    if fits { Ok(text.into()) } else { Err("a group's name has 1 to 255 bytes".into()) }
+}
 
 fn place(text: &str) -> Result<SeekTo, String> {
     place_at(text, SystemTime::now())
@@ -81,6 +87,10 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 const WRITE_BYTES: usize = 64 << 10;
 
 pub async fn run(global: &GlobalArgs, args: Args, out: &mut Output) -> anyhow::Result<Outcome> {
+    anyhow::ensure!(
+        args.format.is_none() || !out.is_json(),
+        "--format is for text, and --output json writes lines of JSON: leave one of them out"
+    );
     let session = session::open(global).await?;
     let config = ConsumerConfig {
         group: args.group.clone(),
@@ -91,15 +101,16 @@ pub async fn run(global: &GlobalArgs, args: Args, out: &mut Output) -> anyhow::R
     let mut consumer = Consumer::new(session.client.clone(), session.services.clone(), config);
     let partitions = wanted(&consumer, &args).await?;
     let leaders = Leaders::new(session.client, session.services).within(session.left);
-    // Where the log ends now, asked before anything is read.
-    let ends: Vec<(TopicPartition, Offset)> = match args.follow {
+    // Where the logs begin and end now, asked before anything is read.
+    let wanted_offset = matches!(args.from, Some(SeekTo::Offset(_)));
+    let stand: Vec<(TopicPartition, PartitionOffsets)> = match args.follow && !wanted_offset {
         true => Vec::new(),
         false => {
             futures::stream::iter(partitions.clone())
                 .map(async |partition: TopicPartition| {
                     let stands = leaders.offsets(&partition.topic, partition.partition).await;
                     let stands = stands.with_context(|| format!("find the end of {partition}"))?;
-                    anyhow::Ok((partition, stands.high_watermark))
+                    anyhow::Ok((partition, stands))
                 })
                 .buffer_unordered(64)
                 .try_collect()
@@ -107,19 +118,70 @@ pub async fn run(global: &GlobalArgs, args: Args, out: &mut Output) -> anyhow::R
         }
     };
     match args.from {
+        Some(SeekTo::Offset(from)) => {
+            consumer.assign_from(stand.iter().map(|(partition, stands)| (partition.clone(), within(from, stands))));
+        }
         Some(from) => consumer.assign_from(partitions.into_iter().map(|partition| (partition, from))),
         None => consumer.assign(partitions).await?,
     }
-    for (partition, end) in ends {
-        consumer.stop_at(&partition, end)?;
+    for (partition, stands) in stand.into_iter().filter(|_| !args.follow) {
+        consumer.stop_at(&partition, stands.high_watermark)?;
     }
     let format = match (&args.format, out.is_json()) {
         (_, true) => Format::Json,
         (Some(template), false) => Format::Template(template.clone()),
         (None, false) => Format::Value,
     };
-    read(&mut consumer, &args, &format, out).await?;
+    let grown = match args.follow && args.partition.is_empty() {
+        true => watch_partitions(session.admin.within(LOOK_EVERY), args.topic.clone()),
+        false => watch::channel(0).1,
+    };
+    read(&mut consumer, &args, &format, grown, out).await?;
     Ok(Outcome::Fine)
+}
+
+/// How often it is looked whether the topic has more partitions.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// How many partitions the topic has, as far as one gets to hear.
+fn watch_partitions(admin: Admin, topic: TopicName) -> watch::Receiver<usize> {
+    let (sender, receiver) = watch::channel(0);
+    tokio::spawn(async move {
+        while !sender.is_closed() {
+            tokio::time::sleep(LOOK_EVERY).await;
+            // Where nobody answers, reading says so.
+            if let Ok(topic) = admin.describe_topic(topic.as_str()).await {
+                sender.send_if_modified(|count| {
+                    std::mem::replace(count, topic.partitions.len()) != topic.partitions.len()
+                });
+            }
+        }
+    });
+    receiver
+}
+
+/// What was added to the topic meanwhile is read from its beginning.
+fn read_what_is_new(consumer: &mut Consumer, topic: &TopicName, count: usize) {
+    for partition in 0..count as PartitionId {
+        let partition = TopicPartition::new(topic.clone(), partition);
+        if !consumer.is_assigned(&partition) {
+            consumer.add(partition, SeekTo::Beginning);
+        }
+    }
+}
+
+/// Where a log is read from that may not have the offset. That is said.
+fn within(wanted: Offset, stands: &PartitionOffsets) -> SeekTo {
+    let PartitionOffsets { topic, partition, log_start_offset: start, high_watermark: end, .. } = stands;
+    if wanted < *start {
+        say(&format!("{topic}-{partition}: there is nothing before offset {start} any more: reading from there"));
+        return SeekTo::Offset(*start);
+    }
+    if wanted > *end {
+        say(&format!("{topic}-{partition}: offset {wanted} is beyond the end, which is {end}: reading from there"));
+        return SeekTo::Offset(*end);
+    }
+    SeekTo::Offset(wanted)
 }
 
 async fn wanted(consumer: &Consumer, args: &Args) -> anyhow::Result<Vec<TopicPartition>> {
@@ -133,7 +195,13 @@ async fn wanted(consumer: &Consumer, args: &Args) -> anyhow::Result<Vec<TopicPar
 }
 
 /// Writes records until they end, or enough were written, or somebody interrupts, or nobody reads any more.
-async fn read(consumer: &mut Consumer, args: &Args, format: &Format, out: &mut Output) -> anyhow::Result<()> {
+async fn read(
+    consumer: &mut Consumer,
+    args: &Args,
+    format: &Format,
+    mut grown: watch::Receiver<usize>,
+    out: &mut Output,
+) -> anyhow::Result<()> {
     let mut interrupted = pin!(tokio::signal::ctrl_c());
     let (mut waiting, mut count, mut committed) = (Vec::new(), 0, Instant::now());
     let most = args.max_records.unwrap_or(u64::MAX);
@@ -155,6 +223,11 @@ async fn read(consumer: &mut Consumer, args: &Args, format: &Format, out: &mut O
                     interrupt = &mut interrupted => {
                         interrupt.context("wait for an interrupt")?;
                         break;
+                    }
+                    Ok(()) = grown.changed() => {
+                        let count = *grown.borrow_and_update();
+                        read_what_is_new(consumer, &args.topic, count);
+                        continue;
                     }
                     record = consumer.next() => record,
                     () = commits => {
@@ -181,6 +254,10 @@ async fn read(consumer: &mut Consumer, args: &Args, format: &Format, out: &mut O
         if waiting.len() >= WRITE_BYTES {
             write(&mut waiting, out)?;
             commit(consumer, args, &mut committed, COMMIT_EVERY, out).await?;
+            if grown.has_changed().unwrap_or(false) {
+                let count = *grown.borrow_and_update();
+                read_what_is_new(consumer, &args.topic, count);
+            }
             if (&mut interrupted).now_or_never().is_some() {
                 break;
             }
@@ -297,8 +374,18 @@ impl Template {
                     Some('t') => literal.push('\t'),
                     _ => literal.push('\\'),
                 },
+                ('\\', _) => return Err("behind a \\ comes n, t or another \\".into()),
+                ('}', _) => return Err("a } that stands for itself is written }}".into()),
                 ('{', _) => {
-                    let name: String = rest.by_ref().take_while(|letter| *letter != '}').collect();
+                    let mut closed = false;
+                    let inside = |letter: &char| {
+                        closed = *letter == '}';
+                        !closed
+                    };
+                    let name: String = rest.by_ref().take_while(inside).collect();
+                    if !closed {
+                        return Err(format!("{{{name} has no }} behind it"));
+                    }
                     let found = Field::ALL.into_iter().find(|(known, _)| *known == name);
                     let known = || Field::ALL.map(|(name, _)| name).join(", ");
                     let (_, field) =
@@ -376,6 +463,9 @@ mod tests {
         let wanted = b"{orders} 2@7 e3\t2023-11-14T22:13:20.000Z [] a=1 \xff{}\n";
         assert_eq!(out, wanted, "{}", String::from_utf8_lossy(&out));
         assert!(Template::parse("{partition} {ofset}").unwrap_err().contains("offset"));
+        for (template, wanted) in [("{key", "no }"), ("x}", "}}"), (r"\q", "n, t")] {
+            assert!(Template::parse(template).unwrap_err().contains(wanted), "{template}");
+        }
     }
 
     #[test]

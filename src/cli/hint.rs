@@ -1,5 +1,6 @@
 //! What to do next, for errors whose own words don't say.
 
+use crate::bus::BusError;
 use crate::client::{AdminError, ConsumeError, DataError, ProduceError};
 use crate::config::ConnectError;
 use crate::wire::Code;
@@ -9,6 +10,9 @@ pub fn of(error: &anyhow::Error) -> Option<String> {
         let text = "start one with `nats-server -js`, or a whole cluster with `dmq dev`; name another one with --nats-url or \
                     --context";
         return Some(text.into());
+    }
+    if let Some(BusError::NoJetStream) = error.chain().find_map(|cause| cause.downcast_ref()) {
+        return Some("start it with `nats-server -js`, or enable JetStream for the account".into());
     }
     error.chain().find_map(|cause| {
         if let Some(error) = cause.downcast_ref::<AdminError>() {

@@ -159,8 +159,10 @@ pub fn main() -> ExitCode {
 }
 
 fn report(error: &anyhow::Error) -> ExitCode {
-    output::say(&format!("error: {error:#}"));
-    if let Some(hint) = hint::of(error) {
+    let words = format!("{error:#}");
+    output::say(&format!("error: {words}"));
+    // A controller's own words may say it already.
+    if let Some(hint) = hint::of(error).filter(|hint| !words.contains(hint)) {
         output::say(&format!("  {hint}"));
     }
     ExitCode::FAILURE

@@ -12,7 +12,6 @@ use serde::Serialize;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use super::output::{Output, say};
-use super::terms::key_value;
 use super::{Outcome, global::GlobalArgs, session};
 use crate::client::{Delivery, Producer, ProducerConfig, ProducerRecord};
 use crate::log::batch::{Compression, Header};
@@ -31,7 +30,7 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", value_parser = separator)]
     key_separator: Option<String>,
     /// A header of every record; may be repeated
-    #[arg(long, value_name = "NAME=VALUE", value_parser = key_value)]
+    #[arg(long, value_name = "NAME=VALUE", value_parser = header)]
     header: Vec<(String, String)>,
     /// Write to this partition [default: by the key, as Kafka's clients choose]
     #[arg(long, value_name = "N")]
@@ -46,9 +45,12 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<f64>,
     /// For how long each record is tried
-    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = delivery_timeout)]
     delivery_timeout: Duration,
 }
+
+/// A batch gathers for some milliseconds before it is sent.
+const LEAST_DELIVERY_TIMEOUT: Duration = Duration::from_millis(100);
 
 pub fn topic_name(text: &str) -> Result<TopicName, TopicNameError> {
     TopicName::new(text)
@@ -61,6 +63,21 @@ pub fn acks(text: &str) -> Result<Acks, String> {
 pub fn compression(text: &str) -> Result<Compression, String> {
     let found = Compression::ALL.into_iter().find(|codec| codec.name() == text);
     found.ok_or_else(|| format!("there are {}", Compression::ALL.map(Compression::name).join(", ")))
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        Some(_) | None => Err("write NAME=VALUE, for example trace=7".into()),
+    }
+}
+
+fn delivery_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if timeout < LEAST_DELIVERY_TIMEOUT {
+        return Err(format!("it is at least {}", humantime::format_duration(LEAST_DELIVERY_TIMEOUT)));
+    }
+    Ok(timeout)
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -153,8 +170,8 @@ impl Work {
             // An interrupt ends it between two lines; one that is half read was not sent.
             let line = tokio::select! {
                 biased;
-                line = next_line(&mut *input) => line.context("read the input")?,
                 interrupt = &mut interrupted => interrupt.context("wait for an interrupt").map(|()| None)?,
+                line = next_line(&mut *input) => line.context("read the input")?,
             };
             let Some(line) = line else { break };
             number += 1;
@@ -163,7 +180,14 @@ impl Work {
             let size = [&record.key, &record.value].into_iter().flatten().map(Bytes::len).sum();
             if let Some(rate) = self.args.rate {
                 let due = began + Duration::from_secs_f64((number - 1) as f64 / rate);
-                tokio::time::sleep_until(due.into()).await;
+                tokio::select! {
+                    biased;
+                    interrupt = &mut interrupted => {
+                        interrupt.context("wait for an interrupt")?;
+                        break;
+                    }
+                    () = tokio::time::sleep_until(due.into()) => {}
+                }
             }
             let delivery = self.producer.send(record).await.with_context(|| format!("line {number}"))?;
             self.pending.push_back((number, size, delivery));

@@ -16,7 +16,7 @@ use crate::types::StorageId;
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Which storage service it is; without one, the directory's own or one that the controller gives
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = id)]
     id: Option<StorageId>,
     /// The node's directory [default with --id: .dmq/storage-N]
     #[arg(long, value_name = "DIR", required_unless_present_any = ["data_root", "id"], conflicts_with = "data_root")]
@@ -27,6 +27,12 @@ pub struct Args {
     /// The rack that the node stands in: replicas are spread over racks
     #[arg(long, value_name = "NAME")]
     rack: Option<String>,
+}
+
+/// As services.json has it (Kafka's ids have 31 bits).
+fn id(text: &str) -> Result<StorageId, String> {
+    let id = text.parse().ok().filter(|id| *id <= i32::MAX as u32).map(StorageId);
+    id.ok_or_else(|| format!("it is a number from 0 to {}", i32::MAX))
 }
 
 pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {

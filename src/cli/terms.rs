@@ -12,6 +12,13 @@ pub struct TermsArgs {
     /// Change it only if it has not been changed since this version
     #[arg(long, value_name = "N")]
     if_version: Option<u64>,
+    #[command(flatten)]
+    retry: RetryArgs,
+}
+
+/// Those that do not depend on what is changed.
+#[derive(Args, Clone, Debug)]
+pub struct RetryArgs {
     /// Name the request: repeated under the same id, it takes effect once [default: a new UUID]
     #[arg(long, value_name = "ID", value_parser = request_id)]
     request_id: Option<RequestId>,
@@ -26,9 +33,15 @@ fn request_id(text: &str) -> Result<RequestId, crate::types::RequestIdError> {
 
 impl TermsArgs {
     pub fn into_terms(self) -> Terms {
+        Terms { if_version: self.if_version.map(Version), ..self.retry.into_terms() }
+    }
+}
+
+impl RetryArgs {
+    pub fn into_terms(self) -> Terms {
         Terms {
             request_id: self.request_id,
-            if_version: self.if_version.map(Version),
+            if_version: None,
             wait_ms: self.wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
         }
     }

@@ -54,7 +54,9 @@ fn table(status: &ClusterStatus, width: usize) -> String {
     };
     text.push_str(&match status.controller {
         Some(active) => format!("controller {} is active, in epoch {}\n", active.id, active.epoch),
-        None => "no controller is active\n".into(),
+        None if status.cluster_id.is_some() => "no controller is active\n".into(),
+        // Nobody has said.
+        None => String::new(),
     });
     if status.cluster_id.is_some() {
         let ClusterStatus { topics, partitions, leaderless_partitions, under_replicated_partitions, .. } = status;

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::super::{Outcome, global::GlobalArgs};
 use super::ClusterArgs;
-use super::control::{self, Asked, Done, Request, Verb};
+use super::control::{self, Asked, Back, Done, Request, Verb};
 use super::folder::{DevJson, Folder, Listed};
 use super::nats;
 use super::printer::Printer;
@@ -45,6 +45,8 @@ struct Cluster {
     running: BTreeMap<Key, Process>,
     /// What is started again, and when.
     due: BTreeMap<Key, Instant>,
+    /// Who is told once what they killed is gone.
+    killed: Vec<(Done, Back)>,
     restarts: bool,
 }
 
@@ -122,6 +124,7 @@ impl Cluster {
             recipes: BTreeMap::new(),
             running: BTreeMap::new(),
             due: BTreeMap::new(),
+            killed: Vec::new(),
             restarts: args.restart,
             folder,
         };
@@ -217,10 +220,11 @@ impl Cluster {
             tokio::select! {
                 _ = stops.recv() => return Ok(()),
                 _ = child_changed.recv() => self.notice_deaths()?,
-                Some((request, back)) = requests.recv() => {
+                Some((request, back)) = requests.recv() => match self.carry_out(request) {
+                    Ok(done) if request.verb == Verb::Kill => self.killed.push((done, back)),
                     // Who asked may be gone.
-                    let _ = back.send(self.carry_out(request).map_err(|error| format!("{error:#}")));
-                }
+                    carried_out => _ = back.send(carried_out.map_err(|error| format!("{error:#}"))),
+                },
                 () = starting => {
                     let now = Instant::now();
                     let keys: Vec<Key> = self.due.iter().filter(|(_, at)| **at <= now).map(|(key, _)| *key).collect();
@@ -269,8 +273,10 @@ impl Cluster {
         if ended.is_empty() {
             return Ok(());
         }
+        let mut told = Vec::new();
         for (key @ (role, id), status) in ended {
             let Some(process) = self.running.remove(&key) else { continue };
+            told.extend(self.killed.extract_if(.., |(done, _)| done.pid == process.pid()));
             self.printer.print(format!("{role} {id} (pid {}) ended: {status}; its log ends with", process.pid()));
             for line in process.last_lines() {
                 self.printer.print(format!("  {}", crate::cli::table::cut(&line, 200)));
@@ -282,7 +288,12 @@ impl Cluster {
                 self.printer.print(format!("  start it again: dmq dev start {role} {id} --data {data}"));
             }
         }
-        self.write_dev_json()
+        self.write_dev_json()?;
+        for (done, back) in told {
+            // Who asked may be gone.
+            let _ = back.send(Ok(done));
+        }
+        Ok(())
     }
 
     /// Ends everything: controllers and storage nodes at once, for where all stop nobody has to take over; then the server.

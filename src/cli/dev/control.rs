@@ -58,8 +58,10 @@ enum Answer {
     Error(String),
 }
 
-/// A request with the way back.
-pub type Asked = (Request, oneshot::Sender<Result<Done, String>>);
+/// The way back to who asked.
+pub type Back = oneshot::Sender<Result<Done, String>>;
+/// A request with it.
+pub type Asked = (Request, Back);
 
 /// Listens in the directory, which the caller owns, until the receiver is dropped.
 pub fn listen(folder: &Path) -> anyhow::Result<mpsc::Receiver<Asked>> {

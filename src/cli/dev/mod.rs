@@ -34,7 +34,7 @@ pub struct Args {
 #[derive(clap::Args, Debug)]
 struct ClusterArgs {
     /// How many controllers [default: 3, or all that --services names]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     controllers: Option<u32>,
     /// How many storage nodes [default: 3, or all that --services names]
     #[arg(long, value_name = "N")]

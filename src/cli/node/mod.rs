@@ -14,7 +14,7 @@ use super::Outcome;
 use super::global::GlobalArgs;
 use super::output::Output;
 use super::table::{Column, Table, or_dash};
-use super::terms::TermsArgs;
+use super::terms::RetryArgs;
 use crate::types::StorageId;
 use crate::wire::admin::{Changed, NodeDescription, NodeNamed};
 
@@ -24,7 +24,7 @@ pub enum Command {
     List(list::Args),
     /// Show a storage node
     Describe(describe::Args),
-    /// Move a node's leaderships away, and keep new ones from it
+    /// Move a node's leaderships away, and keep new ones from it until its process begins anew
     Drain(NodeArgs),
     /// Give up a node's lost directory, so that its id is free for another one
     Replace(NodeArgs),
@@ -38,12 +38,12 @@ pub struct NodeArgs {
     /// The storage node
     id: StorageId,
     #[command(flatten)]
-    terms: TermsArgs,
+    retry: RetryArgs,
 }
 
 impl NodeArgs {
     fn into_request(self) -> NodeNamed {
-        NodeNamed { id: self.id, terms: self.terms.into_terms() }
+        NodeNamed { id: self.id, terms: self.retry.into_terms() }
     }
 }
 
@@ -97,7 +97,10 @@ fn heard(ms_ago: Option<u64>) -> String {
 
 /// What became of a change, in a sentence.
 fn changed(what: &str, changed: &Changed) -> String {
-    let Changed { subject, version, applied, active, .. } = changed;
+    let Changed { subject, version, applied, active, unchanged, .. } = changed;
+    if *unchanged {
+        return format!("storage node {subject} {what} already: nothing was to be changed at version {version}");
+    }
     format!("storage node {subject} {what} at version {version}; {applied} of {active} active nodes have it")
 }
 

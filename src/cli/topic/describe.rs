@@ -121,12 +121,12 @@ fn table(topic: &Described, width: usize) -> String {
     let columns = [
         Column::Number("PARTITION"),
         Column::Text("LEADER"),
-        Column::Number("LEADER EPOCH"),
+        Column::Number("EPOCH"),
         Column::Text("REPLICAS"),
         Column::Text("IN SYNC"),
-        Column::Number("LOG START"),
+        Column::Number("START"),
         Column::Number("HIGH WATERMARK"),
-        Column::Number("LOG END"),
+        Column::Number("END"),
         Column::Number("BYTES"),
     ];
     let mut table = Table::new(&columns, width);
@@ -192,10 +192,10 @@ topic orders  id 00000000-0000-0000-0000-000000000000
 created at version 5, shown at version 9
 retention.ms=1000
 
-PARTITION  LEADER          LEADER EPOCH  REPLICAS  IN SYNC  LOG START  HIGH WATERMARK  LOG END  BYTES
-        0  1                          2  0,1,2     1                5              70       72   4096
-        1  none                       2  0,1,2     1                -               -        -      -
-        2  1 (recovering)             2  0,1,2     1                -               -        -      -
+PARTITION  LEADER          EPOCH  REPLICAS  IN SYNC  START  HIGH WATERMARK  END  BYTES
+        0  1                   2  0,1,2     1            5              70   72   4096
+        1  none                2  0,1,2     1            -               -    -      -
+        2  1 (recovering)      2  0,1,2     1            -               -    -      -
 ";
         assert_eq!(table(&described, 120), wanted);
         let json = serde_json::to_value(&described).unwrap();

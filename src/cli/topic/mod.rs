@@ -50,7 +50,10 @@ fn keys() -> String {
 
 /// What became of a change, in a sentence.
 fn changed(what: &str, changed: &Changed) -> String {
-    let Changed { subject, version, applied, active, .. } = changed;
+    let Changed { subject, version, applied, active, unchanged, .. } = changed;
+    if *unchanged {
+        return format!("topic {subject} is so already: nothing was to be changed at version {version}");
+    }
     let mut text = format!("topic {subject} {what} at version {version}; {applied} of {active} active nodes have it");
     if applied < active {
         text.push_str("\nThe others will follow: `dmq cluster status` shows how far each is");
@@ -65,10 +68,19 @@ mod tests {
 
     #[test]
     fn a_change_says_who_has_it() {
-        let mut answer =
-            Changed { subject: "orders".into(), topic_id: None, version: Version(12), applied: 3, active: 3 };
+        let mut answer = Changed {
+            subject: "orders".into(),
+            topic_id: None,
+            version: Version(12),
+            applied: 3,
+            active: 3,
+            unchanged: false,
+        };
         assert_eq!(changed("created", &answer), "topic orders created at version 12; 3 of 3 active nodes have it");
         answer.applied = 2;
         assert!(changed("created", &answer).contains("will follow"));
+        answer.unchanged = true;
+        let said = changed("altered", &answer);
+        assert_eq!(said, "topic orders is so already: nothing was to be changed at version 12");
     }
 }
