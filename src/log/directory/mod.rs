@@ -146,6 +146,12 @@ impl LogDirectory {
     /// Gives another name to the directory of a topic that has been deleted, or made anew meanwhile: nothing serves it any
     /// more, and nothing of it is lost. The new name.
     pub fn set_aside(&mut self, id: &TopicPartition) -> Result<PathBuf, LogDirectoryError> {
+        let to = self.rename_aside(id)?;
+        self.files.disk().sync_dir(&self.dir).map_err(io_error("sync", &self.dir))?;
+        Ok(to)
+    }
+
+    fn rename_aside(&mut self, id: &TopicPartition) -> Result<PathBuf, LogDirectoryError> {
         let topic = self.topic_of(id).map_or_else(|| "unknown".into(), |topic| checkpoint::uuid_to_base64(topic.0));
         let from = self.dir.join(id.to_string());
         let to = self.dir.join(format!("{id}.{topic}{}", stray::STRAY));
@@ -156,16 +162,33 @@ impl LogDirectory {
         self.starts.remove(&key);
         self.cleaned.remove(&key);
         self.distrusted.get_mut().unwrap_or_else(PoisonError::into_inner).remove(id);
-        self.files.disk().sync_dir(&self.dir).map_err(io_error("sync", &self.dir))?;
         Ok(to)
     }
 
-    /// Deletes a partition's directory with everything in it. Who holds its log drops it before.
-    pub fn remove(&mut self, id: &TopicPartition) -> Result<(), LogDirectoryError> {
+    /// Deletes partitions' directories, those there are, with everything in them, by two syncs for all. Who holds their logs drops
+    /// them before. What went wrong.
+    pub fn remove_many(&mut self, ids: &[TopicPartition]) -> Vec<LogDirectoryError> {
+        let (mut aside, mut failed) = (Vec::with_capacity(ids.len()), Vec::new());
         // Under another name first: half a directory must not be taken for a log.
-        let aside = self.set_aside(id)?;
-        self.files.disk().remove_dir_all(&aside).map_err(io_error("remove", &aside))?;
-        self.files.disk().sync_dir(&self.dir).map_err(io_error("sync", &self.dir))
+        for id in ids {
+            match self.rename_aside(id) {
+                Ok(path) => aside.push(path),
+                Err(LogDirectoryError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => failed.push(error),
+            }
+        }
+        if aside.is_empty() {
+            return failed;
+        }
+        let disk = self.files.disk();
+        if let Err(error) = disk.sync_dir(&self.dir) {
+            failed.push(io_error("sync", &self.dir)(error));
+            return failed;
+        }
+        let removed = |path: &PathBuf| disk.remove_dir_all(path).map_err(io_error("remove", path));
+        failed.extend(aside.iter().map(removed).filter_map(Result::err));
+        failed.extend(disk.sync_dir(&self.dir).map_err(io_error("sync", &self.dir)).err());
+        failed
     }
 
     /// Makes everything durable that was appended to these logs. One answer for each of them, in their order.

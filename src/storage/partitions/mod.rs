@@ -5,6 +5,7 @@
 //! waits is bounded in number (the channels) and in bytes (`budget`).
 
 mod answer;
+mod assign;
 mod coordinator;
 mod data;
 mod faults;

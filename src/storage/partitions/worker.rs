@@ -8,20 +8,21 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::answer::Reply;
+use super::assign::Changes;
 use super::coordinator::Coordinator;
 use super::data::Pending;
 use super::faults::{Vitals, Whose};
 use super::fetches::Fetches;
 use super::flush::{Flusher, Synced};
-use super::log::{Failure, PartitionLog, millis};
+use super::log::{Failure, PartitionLog};
 use super::serve::Hub;
-use super::tail::{Room, Tail};
+use super::tail::Room;
 use super::upkeep::Upkeep;
 use super::{Command, Held, Lease, Options, StartError};
 use crate::disk::RealDisk;
-use crate::log::{DEFAULT_OPEN_FILES, Log, LogConfig, LogDirectory, LogError, TopicPartition, WantedLog};
+use crate::log::{DEFAULT_OPEN_FILES, Log, LogDirectory, TopicPartition};
 use crate::process::Clock;
-use crate::storage::core::{self, InSyncWish, Peer, Place, Token, Unassigned};
+use crate::storage::core::{self, InSyncWish, Peer, Place, Token};
 use crate::storage::replicas::{Effect, Faults, Input, Led, LogEnd, Replicas};
 use crate::storage::shell::Event;
 use crate::types::{Monotonic, StorageId};
@@ -34,6 +35,7 @@ pub(super) struct Worker {
     pub(super) directory: LogDirectory,
     /// As the metadata has them, whether or not their logs work.
     pub(super) held: BTreeMap<Place, Held>,
+    pub(super) changes: Changes,
     pub(super) peers: BTreeMap<StorageId, Peer>,
     pub(super) me: Option<StorageId>,
     pub(super) faults: Faults,
@@ -46,7 +48,7 @@ pub(super) struct Worker {
     pub(super) coordinators: BTreeMap<Place, Coordinator>,
     pub(super) offsets_partitions: u32,
     pub(super) pending: HashMap<Token, Pending>,
-    tails: Room,
+    pub(super) tails: Room,
     pub(super) timeout_check_at: Monotonic,
     /// Followers that wait for an answer to their poll.
     polls: HashMap<Token, Subject>,
@@ -79,6 +81,7 @@ pub(super) fn start(
         engine: Replicas::new(settings),
         directory,
         held: BTreeMap::new(),
+        changes: Changes::default(),
         peers: BTreeMap::new(),
         me: None,
         faults: Faults::default(),
@@ -118,8 +121,8 @@ impl Worker {
         loop {
             let deadline =
                 [self.engine.next_deadline(), self.fetches.deadline(), self.pending_deadline(), self.faults.deadline()];
-            let deadline =
-                deadline.into_iter().chain([self.upkeep_deadline()]).flatten().min().map(|at| self.clock.instant(at));
+            let deadline = deadline.into_iter().chain([self.upkeep_deadline(), self.changes_deadline()]);
+            let deadline = deadline.flatten().min().map(|at| self.clock.instant(at));
             tokio::select! {
                 biased;
                 Some(done) = synced.recv() => self.synced(done),
@@ -140,6 +143,7 @@ impl Worker {
                 }
                 self.command(now, command).await;
             }
+            self.go_on_with_changes(now);
             self.retry_faults(now);
             self.keep_up(now);
             self.settle(now).await;
@@ -202,14 +206,7 @@ impl Worker {
                 self.peers = peers.clone();
                 self.give(now, Input::Peers(peers));
             }
-            Command::Replicas { assigned, unassigned } => {
-                unassigned.into_iter().for_each(|gone| self.unassign(now, gone));
-                let mut opened = self.open_many(&assigned);
-                for held in assigned {
-                    let log = opened.remove(&held.place);
-                    self.assign(now, held, log);
-                }
-            }
+            Command::Replicas { assigned, unassigned } => self.replicas_changed(now, assigned, unassigned),
             Command::MayLead(may) => {
                 self.told_may_lead = may;
                 self.look_at_lease(now);
@@ -321,113 +318,6 @@ impl Worker {
             if let Some(id) = self.held.get(place).map(|held| &held.id) {
                 std::mem::replace(listening, self.hub.listen_to_clients(*place, id)).abort();
             }
-        }
-    }
-
-    /// The logs of those that have none yet, where there are many: together they cost a few syncs.
-    fn open_many(&mut self, assigned: &[Held]) -> BTreeMap<Place, Result<Log, LogError>> {
-        let now = self.clock.monotonic();
-        let new = |held: &&Held| self.engine.log(held.place).is_none() && !self.faults.waits(now, held.place);
-        let wanted: Vec<&Held> = assigned.iter().filter(new).collect();
-        if wanted.len() < 2 {
-            return BTreeMap::new();
-        }
-        let log = |held: &&Held| WantedLog { id: held.id.clone(), topic: held.place.0, config: held.config.clone() };
-        let logs = self.directory.open_logs(wanted.iter().map(log).collect(), millis(self.clock.wall()));
-        wanted.iter().map(|held| held.place).zip(logs).collect()
-    }
-
-    fn assign(&mut self, now: Monotonic, held: Held, opened: Option<Result<Log, LogError>>) {
-        let place = held.place;
-        self.held.insert(place, held.clone());
-        if self.stays_closed(now, place) {
-            return self.resign(place);
-        }
-        self.take_up(now, held, opened);
-    }
-
-    /// `opened`: the log, where it was opened with others.
-    pub(super) fn take_up(&mut self, now: Monotonic, held: Held, opened: Option<Result<Log, LogError>>) {
-        let Held { place, id, config, is_relaxed, assignment } = held;
-        let follows = assignment.leader.is_some() && assignment.leader != self.me;
-        if follows && self.faults.damage(place).is_some() {
-            // Out of the way, so that it is opened and cut.
-            self.give(now, Input::Unassigned(place));
-        }
-        let log = match self.engine.log_mut(place) {
-            Some(known) => {
-                known.log.set_config(config);
-                known.is_relaxed = is_relaxed;
-                None
-            }
-            None => match self.open(&id, place, config, opened).and_then(|log| self.mend(place, log, follows)) {
-                Ok(log) => {
-                    Some(PartitionLog { log, is_relaxed, clock: self.clock, tail: Tail::new(self.tails.clone()) })
-                }
-                Err(error) => return self.failed(place, &error.into()),
-            },
-        };
-        self.give(now, Input::Assigned { place, assignment, log });
-    }
-
-    /// A follower's log is cut where it is damaged: its leader has the rest. A leader's is not, and it shall not lead.
-    fn mend(&mut self, place: Place, mut log: Log, follows: bool) -> Result<Log, LogError> {
-        let found = log.first_damage();
-        let known = self.faults.damage(place);
-        let Some(start) = [found, known].into_iter().flatten().min() else { return Ok(log) };
-        if follows {
-            log.truncate_to(start, millis(self.clock.wall()))?;
-            tracing::warn!(partition = %log.id(), from = %start, "copies anew what was damaged");
-            self.forget_fault(place);
-        } else if let Some(damage) = log.damages().first() {
-            let (partition, damage) = (log.id().clone(), Box::new(damage.clone()));
-            self.unreadable(place, &LogError::Damaged { partition, damage });
-        }
-        Ok(log)
-    }
-
-    /// `opened`: what came of it where it was opened with others.
-    fn open(
-        &mut self,
-        id: &TopicPartition,
-        place: Place,
-        config: LogConfig,
-        opened: Option<Result<Log, LogError>>,
-    ) -> Result<Log, LogError> {
-        let now = millis(self.clock.wall());
-        let open = || self.directory.open_log(id.clone(), place.0, config.clone(), now);
-        match opened.unwrap_or_else(open) {
-            Err(LogError::OtherTopic { .. }) => {
-                // A topic of that name was deleted and made anew while this node was away.
-                match self.directory.set_aside(id) {
-                    Ok(path) => {
-                        let kept_for = self.upkeep.kept_for();
-                        tracing::warn!(path = %path.display(), %kept_for, "holds a topic that was deleted, and is kept for a while");
-                    }
-                    Err(error) => tracing::error!(%error, "cannot set aside a topic that was deleted"),
-                }
-                self.directory.open_log(id.clone(), place.0, config, now)
-            }
-            opened => opened,
-        }
-    }
-
-    fn unassign(&mut self, now: Monotonic, gone: Unassigned) {
-        let Unassigned { place, is_deliberate } = gone;
-        self.give(now, Input::Unassigned(place));
-        self.silence(place);
-        self.forget_fault(place);
-        let Some(Held { id, .. }) = self.held.remove(&place) else { return };
-        let done = if is_deliberate {
-            self.directory.remove(&id)
-        } else {
-            self.directory.set_aside(&id).map(|path| {
-                let kept_for = self.upkeep.kept_for();
-                tracing::warn!(path = %path.display(), %kept_for, "the metadata does not know this topic any more; its records are kept for a while");
-            })
-        };
-        if let Err(error) = done {
-            tracing::error!(partition = %id, %error, "the directory of a replica that is given up stays");
         }
     }
 
