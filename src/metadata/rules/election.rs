@@ -221,7 +221,7 @@ fn changed(changes: impl Iterator<Item = (TopicId, PartitionChange)>, records: &
         let fits = |(of, changes): &(TopicId, Vec<PartitionChange>)| {
             *of == topic && changes.len() < PARTITIONS_PER_RECORD && replicas + more <= REPLICAS_PER_RECORD
         };
-        match open.as_mut().filter(|open| fits(&**open)) {
+        match open.as_mut().filter(|open| fits(open)) {
             Some((_, changes)) => changes.push(change),
             None => {
                 let full = open.replace((topic, vec![change]));
