@@ -206,7 +206,9 @@ impl History {
         };
         // An election's epoch is its own version: nobody has had it before.
         let elects = number == 0 && entry.controller_epoch.0 == version.0;
-        if !elects && (entry.controller_epoch != current || self.image.is_none()) {
+        // Right behind a restore nobody was elected yet, so nobody may have written anything.
+        let is_present = entry.controller_epoch == current && current != ControllerEpoch(0);
+        if !elects && (!is_present || self.image.is_none()) {
             return Err(VoidReason::OtherEpoch(entry.controller_epoch));
         }
         if elects && !entry.elects(self.image.is_some()) {

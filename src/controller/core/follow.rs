@@ -429,7 +429,12 @@ impl Controller {
                     Level::Info,
                     format!("caught up with the history at version {}", self.history.position().version),
                 );
-                self.try_lease();
+                // It may have become ours while a snapshot was loaded.
+                if self.lease.ours.is_some() {
+                    self.take_office();
+                } else {
+                    self.try_lease();
+                }
             }
             Role::Electing => self.elect(),
             Role::Starting | Role::Standby | Role::Active { .. } | Role::Halted { .. } => {}

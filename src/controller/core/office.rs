@@ -298,7 +298,7 @@ impl Controller {
     }
 
     /// We hold the lease: write the election, or, where the history is lost, only answer for it.
-    fn take_office(&mut self) {
+    pub(super) fn take_office(&mut self) {
         match self.role {
             Role::Standby => {
                 self.role = Role::Electing;

@@ -42,8 +42,9 @@ struct Rig {
     now: Now,
     stream: Vec<Bytes>,
     missing: bool,
-    /// The stream was made anew, and ends here.
+    /// The stream was made anew, and ends here, or so many messages behind.
     made_anew: Option<Version>,
+    behind: u64,
     /// Reads are not answered.
     deaf: bool,
     revision: u64,
@@ -96,6 +97,7 @@ impl Rig {
             stream: Vec::new(),
             missing: false,
             made_anew: None,
+            behind: 0,
             deaf: false,
             revision: 0,
             fates: VecDeque::new(),
@@ -137,7 +139,10 @@ impl Rig {
             Effect::AskHead { .. } => {
                 let last = Version(self.stream.len() as u64);
                 let head = match self.made_anew {
-                    Some(last) => Head::Present { first: last.next(), last, snapshot: true },
+                    Some(base) => {
+                        let last = Version(base.0 + self.behind);
+                        Head::Present { first: base.next(), last, snapshot: true }
+                    }
                     None if self.missing => Head::Missing,
                     None => Head::Present { first: Version(1), last, snapshot: true },
                 };

@@ -262,6 +262,20 @@ fn a_restored_history_begins_above_all_that_was_given_out_and_with_nobody_leadin
     let partition = image.partition(topic_id(0), 0).unwrap();
     assert!(partition.leader.is_none() && partition.leader_epoch.0 > 60_000);
     assert!(image.storage.values().all(|node| node.state == NodeState::Fenced && node.leaders == 0));
+    // Nobody was elected yet: epoch 0 is nobody's.
+    let mut restored = History::from_image(image.clone(), position);
+    let entry = Entry {
+        cluster: image.cluster,
+        controller_epoch: ControllerEpoch(0),
+        previous: position,
+        committed_at: crate::types::WallTime(0),
+        cause: "a stranger's".into(),
+        request: None,
+        records: vec![Record::NoOp {}],
+    };
+    let forged = encode_change(&entry, 1 << 20).unwrap().remove(0);
+    let offered = restored.offer(position.version.next(), &forged).unwrap();
+    assert!(matches!(offered, Offered::Void(VoidReason::OtherEpoch(_))), "{offered:?}");
     let (_, position) = restored_base(world.image().clone(), from, Version(u64::MAX));
     assert!(position.version < Version(1 << 53), "a forged version does not make the true ones inexact");
     for highest in [Version(0), Version(3_000_000_123), Version((1 << 53) - 1), Version(u64::MAX)] {

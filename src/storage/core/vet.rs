@@ -98,7 +98,8 @@ fn continues(before: &mut Before, founded: bool, cluster: ClusterId, entry: &Pus
     }
     let known = before.epoch != 0 || founded;
     let elects = epoch == first;
-    if parsed.controller_epoch.0 != epoch || !(elects || (known && epoch == before.epoch)) {
+    let is_present = epoch == before.epoch && epoch != 0;
+    if parsed.controller_epoch.0 != epoch || !(elects || (known && is_present)) {
         return Err(flaw("it is of another controller epoch"));
     }
     if number == 0 && elects && !parsed.elects(known) {

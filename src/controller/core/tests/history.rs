@@ -186,6 +186,27 @@ fn the_first_entry_of_a_restored_history_names_its_snapshot_whatever_was_written
 }
 
 #[test]
+fn who_gets_the_lease_while_a_snapshot_is_loaded_takes_office_once_it_has_caught_up() {
+    let mut rig = Rig::with_nodes();
+    let (image, from) = (rig.core.history().image().unwrap().clone(), rig.core.history().position());
+    rig.missing = true;
+    rig.pass(Duration::from_secs(2));
+    assert_eq!(rig.core.role(), ControllerRole::Halted);
+    // Another controller has made the stream anew, and is gone; a stranger was the first to write.
+    let (image, base) = crate::metadata::restored_base(image, from, from.version);
+    (rig.made_anew, rig.behind) = (Some(base.version), 1);
+    rig.pass(Duration::from_secs(2));
+    rig.feed(Input::LeaseFree);
+    rig.fates.push_back(Fate::Held);
+    rig.feed(Input::Loaded(Ok(Box::new((image, base)))));
+    rig.feed(Input::Entry { version: base.version.next(), payload: Bytes::from_static(b"a stranger's") });
+    rig.pass(Duration::from_secs(1));
+    let [(_, expected, payload)] = &rig.held[..] else { panic!("{:?} {:?}", rig.core.role, rig.held) };
+    assert_eq!(*expected, base.version.next());
+    assert!(ParsedEntry::parse(payload).unwrap().elects(true));
+}
+
+#[test]
 fn the_late_answer_to_an_append_that_was_given_up_is_not_taken_for_that_of_the_no_op_in_its_place() {
     let mut rig = Rig::with_nodes();
     let token = rig.create("first");
