@@ -120,8 +120,8 @@ pub(super) struct Probe {
     pub(super) head: Version,
     /// The stream was looked at since the connection was made. What comes of it before that proves nothing.
     looked: bool,
-    /// Our own last message, as long as it was not seen to be the stream's too.
-    unproved: Option<(Version, Bytes)>,
+    /// Our own last messages, as long as they were not seen to be the stream's too.
+    unproved: Vec<(Version, Bytes)>,
     /// The last message that counted for nothing. It took a version, so another one in its place is another history too.
     pub(super) void: Option<(Version, Bytes)>,
 }
@@ -139,7 +139,7 @@ impl Probe {
     }
 
     pub(super) fn waiting(&self) -> bool {
-        self.catch_up.is_some() || self.loading || self.unproved.is_some()
+        self.catch_up.is_some() || self.loading || !self.unproved.is_empty()
     }
 }
 
@@ -362,29 +362,29 @@ impl Controller {
         self.probe.looked = true;
         // What stands there must be what we have; see `compare_forked`. Where no answer comes, it is asked for again with
         // the head.
-        if self.probe.unproved.is_none() {
-            let own = self.own_last().map(|(version, payload)| (version, payload.clone()));
-            self.probe.unproved = own.filter(|_| self.history.position().version > Version::ZERO);
+        if self.probe.unproved.is_empty() && self.history.position().version > Version::ZERO {
+            self.probe.unproved = self.own_last();
         }
-        if let Some((version, _)) = self.probe.unproved {
-            self.out.push(Effect::Read { version });
+        for (version, _) in &self.probe.unproved {
+            self.out.push(Effect::Read { version: *version });
         }
         self.probe.catch_up = (seen < last).then_some(last);
         self.out.push(Effect::Follow { after: seen });
         self.caught_up();
     }
 
-    /// The last message that this controller has, be it void.
-    fn own_last(&self) -> Option<(Version, &Bytes)> {
+    /// The last message of this controller's that counts, and the last one, if that is void: what is void here may count in the
+    /// stream that it is of, and shows nothing of what precedes it.
+    fn own_last(&self) -> Vec<(Version, Bytes)> {
         let change = self.tail.last().and_then(|change| change.messages.last());
-        let change = change.map(|message| (message.version, &message.payload));
-        let void = self.probe.void.as_ref().filter(|(version, _)| *version == self.history.seen());
-        void.map(|(version, payload)| (*version, payload)).or(change)
+        let change = change.map(|message| (message.version, message.payload.clone()));
+        let void = self.probe.void.clone().filter(|(version, _)| *version == self.history.seen());
+        change.into_iter().chain(void).collect()
     }
 
     /// True where the read was about our own last message. A stream that has something else there is another history.
     pub(super) fn compare_forked(&mut self, version: Version, result: &Result<Option<Bytes>, ()>) -> bool {
-        let own = self.probe.unproved.as_ref().filter(|(own, _)| *own == version).map(|(_, payload)| payload);
+        let own = self.probe.unproved.iter().find(|(own, _)| *own == version).map(|(_, payload)| payload);
         let Some(own) = own else { return false };
         match result {
             Err(()) => {}
@@ -395,7 +395,7 @@ impl Controller {
             }
             // Where it was purged, the snapshot and what follows it have to show.
             Ok(_) => {
-                self.probe.unproved = None;
+                self.probe.unproved.retain(|(own, _)| *own != version);
                 self.caught_up();
             }
         }
@@ -417,7 +417,7 @@ impl Controller {
     }
 
     fn caught_up(&mut self) {
-        if self.probe.catch_up.is_some_and(|target| self.history.seen() < target) || self.probe.unproved.is_some() {
+        if self.probe.catch_up.is_some_and(|target| self.history.seen() < target) || !self.probe.unproved.is_empty() {
             return;
         }
         self.probe.catch_up = None;
@@ -457,7 +457,7 @@ impl Controller {
         let version = change.position.version;
         self.look_at_nodes_soon();
         // It was written on top of what we have.
-        self.probe.unproved = None;
+        self.probe.unproved.clear();
         self.tail.push(change.clone());
         self.entries_since_snapshot += 1;
         self.bytes_since_snapshot += size(&change) as u64;

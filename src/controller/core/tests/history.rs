@@ -23,6 +23,24 @@ fn another_message_in_the_place_of_a_void_one_is_another_history_too() {
 }
 
 #[test]
+fn a_void_message_that_is_the_same_does_not_hide_that_what_precedes_it_is_another_history() {
+    for forks in [false, true] {
+        let mut rig = Rig::with_nodes();
+        let counts = rig.stream.len() - 1;
+        let void = Bytes::from_static(b"on top of what this controller does not have");
+        rig.stream.push(void.clone());
+        rig.feed(Input::Entry { version: Version(rig.stream.len() as u64), payload: void });
+        rig.feed(Input::Disconnected);
+        if forks {
+            rig.stream[counts] = Bytes::from_static(b"another's");
+        }
+        rig.feed(Input::Connected(connection(2)));
+        rig.pass(Duration::from_secs(1));
+        assert_eq!(matches!(rig.core.role, office::Role::Halted { .. }), forks);
+    }
+}
+
+#[test]
 fn what_comes_of_a_stream_that_was_not_looked_at_yet_does_not_hide_that_it_is_another() {
     let mut rig = Rig::with_nodes();
     rig.feed(Input::Disconnected);
