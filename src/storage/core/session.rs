@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{CallError, Effect, Level, StorageCore, decode};
+use crate::metadata::NodeState;
 use crate::types::{Connection, ControllerEpoch, ControllerId, Monotonic, NodeEpoch, Position, Version};
 use crate::wire::{
     Code, ErrorBody, Health, Heartbeat, HeartbeatAnswer, NodeRefusal, PairingField, WantedState, WireError,
@@ -46,7 +47,8 @@ pub(super) struct Session {
     /// The pairing that the last answer named. It counts while it is newer than that of our metadata.
     pub(super) claim: Option<PairingField>,
     pub(super) health: Health,
-    answered: bool,
+    /// What the log was last told of an answer.
+    told: Option<(ControllerId, ControllerEpoch, NodeState)>,
     /// Whether the last heartbeat found no controller at all.
     pub(super) unheard: bool,
 }
@@ -62,7 +64,7 @@ impl Session {
     fn connected(&mut self, now: Monotonic, connection: Connection) {
         self.renew(now);
         self.connection = Some(connection);
-        self.answered = false;
+        self.told = None;
         self.unheard = false;
     }
 
@@ -331,11 +333,12 @@ impl StorageCore {
                 format!("the history is forked: this node has {ours}, controller {} has {theirs}", answer.controller)
             });
         }
-        if !std::mem::replace(&mut self.session.answered, true) {
+        let told = (answer.controller, answer.controller_epoch, answer.state);
+        if self.session.told.replace(told) != Some(told) {
             self.log(Level::Info, out, || {
-                let HeartbeatAnswer { controller, controller_epoch, position, .. } = answer;
+                let HeartbeatAnswer { controller, controller_epoch, position, sequence, .. } = answer;
                 let (version, state) = (position.version, answer.state.as_str());
-                format!("controller {controller} (epoch {controller_epoch}, version {version}) answers: this node is {state}")
+                format!("controller {controller} (epoch {controller_epoch}, version {version}) answers heartbeat {sequence}: this node is {state}")
             });
         }
         if registered {
