@@ -15,7 +15,7 @@ use super::{Outcome, global::GlobalArgs, session};
 use crate::client::{Admin, AutoOffsetReset, ConsumeError, Consumer, ConsumerConfig, ConsumerRecord, Leaders, SeekTo};
 use crate::log::TopicPartition;
 use crate::types::{Offset, PartitionId, TopicName, WallTime};
-use crate::wire::data::{JsonRecord, PartitionOffsets};
+use crate::wire::data::{GROUP_MAX_BYTES, JsonRecord, PartitionOffsets};
 
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = TEMPLATE)]
@@ -49,8 +49,8 @@ const TEMPLATE: &str = "In a TEMPLATE, {topic}, {partition}, {offset}, {timestam
 --output json each record is a line of JSON: text where it is UTF-8, base64 where it is not (keyBase64, valueBase64).";
 
 fn group(text: &str) -> Result<String, String> {
-    let fits = (1..=255).contains(&text.len());
-    if fits { Ok(text.into()) } else { Err("a group's name has 1 to 255 bytes".into()) }
+    let fits = (1..=GROUP_MAX_BYTES).contains(&text.len());
+    if fits { Ok(text.into()) } else { Err(format!("a group's name has 1 to {GROUP_MAX_BYTES} bytes")) }
 }
 
 fn place(text: &str) -> Result<SeekTo, String> {
@@ -161,7 +161,8 @@ fn watch_partitions(admin: Admin, topic: TopicName) -> watch::Receiver<usize> {
 }
 
 /// What was added to the topic meanwhile is read from its beginning.
-fn read_what_is_new(consumer: &mut Consumer, topic: &TopicName, count: usize) {
+fn read_what_is_new(consumer: &mut Consumer, topic: &TopicName, grown: &mut watch::Receiver<usize>) {
+    let count = *grown.borrow_and_update();
     for partition in 0..count as PartitionId {
         let partition = TopicPartition::new(topic.clone(), partition);
         if !consumer.is_assigned(&partition) {
@@ -225,8 +226,7 @@ async fn read(
                         break;
                     }
                     Ok(()) = grown.changed() => {
-                        let count = *grown.borrow_and_update();
-                        read_what_is_new(consumer, &args.topic, count);
+                        read_what_is_new(consumer, &args.topic, &mut grown);
                         continue;
                     }
                     record = consumer.next() => record,
@@ -255,8 +255,7 @@ async fn read(
             write(&mut waiting, out)?;
             commit(consumer, args, &mut committed, COMMIT_EVERY, out).await?;
             if grown.has_changed().unwrap_or(false) {
-                let count = *grown.borrow_and_update();
-                read_what_is_new(consumer, &args.topic, count);
+                read_what_is_new(consumer, &args.topic, &mut grown);
             }
             if (&mut interrupted).now_or_never().is_some() {
                 break;

@@ -137,7 +137,10 @@ pub fn main() -> ExitCode {
     cli.global.config = global::config_flag(&matches);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return report(&anyhow::Error::new(error).context("start the runtime")),
+        Err(error) => {
+            report(&anyhow::Error::new(error).context("start the runtime"));
+            return ExitCode::FAILURE;
+        }
     };
     let mut out = Output::new(cli.global.output);
     let ended = runtime.block_on(async {
@@ -154,18 +157,21 @@ pub fn main() -> ExitCode {
     match ended {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
         Ok(Outcome::Unsound) => ExitCode::FAILURE,
-        Err(error) => report(&error),
+        Err(error) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
     }
 }
 
-fn report(error: &anyhow::Error) -> ExitCode {
+/// Says what went wrong and what to do about it.
+fn report(error: &anyhow::Error) {
     let words = format!("{error:#}");
     output::say(&format!("error: {words}"));
     // A controller's own words may say it already.
     if let Some(hint) = hint::of(error).filter(|hint| !words.contains(hint)) {
         output::say(&format!("  {hint}"));
     }
-    ExitCode::FAILURE
 }
 
 #[cfg(test)]

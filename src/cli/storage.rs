@@ -11,7 +11,7 @@ use super::global::GlobalArgs;
 use super::{Outcome, process};
 use crate::config::Services;
 use crate::storage::{self, Data};
-use crate::types::StorageId;
+use crate::types::{MAX_NODE_ID, StorageId};
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -29,10 +29,10 @@ pub struct Args {
     rack: Option<String>,
 }
 
-/// As services.json has it (Kafka's ids have 31 bits).
+/// As services.json has it.
 fn id(text: &str) -> Result<StorageId, String> {
-    let id = text.parse().ok().filter(|id| *id <= i32::MAX as u32).map(StorageId);
-    id.ok_or_else(|| format!("it is a number from 0 to {}", i32::MAX))
+    let id = text.parse().ok().filter(|id| *id <= MAX_NODE_ID).map(StorageId);
+    id.ok_or_else(|| format!("it is a number from 0 to {MAX_NODE_ID}"))
 }
 
 pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {

@@ -7,6 +7,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
+/// The highest id of a controller or a storage node (Kafka's ids have 31 bits).
+pub const MAX_NODE_ID: u32 = i32::MAX as u32;
+
 macro_rules! uuid_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

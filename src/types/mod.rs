@@ -13,8 +13,8 @@ mod position;
 mod time;
 
 pub use ids::{
-    ClusterId, Connection, ControllerId, DirectoryId, IncarnationId, PartitionId, RequestId, RequestIdError, StorageId,
-    TopicId,
+    ClusterId, Connection, ControllerId, DirectoryId, IncarnationId, MAX_NODE_ID, PartitionId, RequestId,
+    RequestIdError, StorageId, TopicId,
 };
 pub use murmur::{murmur2, partition_of_key};
 pub use name::{OFFSETS_TOPIC, TopicName, TopicNameError};

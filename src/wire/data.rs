@@ -274,6 +274,9 @@ pub struct DeleteRecords {
     pub topic_id: Option<TopicId>,
 }
 
+/// The longest name of a group, in bytes.
+pub const GROUP_MAX_BYTES: usize = 255;
+
 /// Commits offsets of a group. The whole request takes effect, or nothing of it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

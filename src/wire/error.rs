@@ -167,6 +167,9 @@ pub struct WireError {
     pub message: String,
 }
 
+/// The most characters of an error's words. They may quote what somebody sent, and travel twice in one message.
+const LONGEST_WORDS: usize = 1_000;
+
 fn shortened(words: String) -> String {
     let count = words.chars().count();
     if count <= LONGEST_WORDS {
@@ -177,9 +180,6 @@ fn shortened(words: String) -> String {
     let end: String = words.chars().skip(count - last).collect();
     format!("{begin} … ({} more characters) … {end}", count - first - last)
 }
-
-/// The most characters of an error's words. They may quote what somebody sent, and travel twice in one message.
-const LONGEST_WORDS: usize = 1_000;
 
 impl WireError {
     /// Words beyond 1,000 characters are shortened in the middle.

@@ -1,7 +1,7 @@
 //! `dmq cluster status`. Where nobody answers, that is the status.
 
 use super::super::table::{Column, Table};
-use super::super::{Outcome, global::GlobalArgs, hint, node, output, output::Output, session};
+use super::super::{Outcome, global::GlobalArgs, node, output::Output, report, session};
 use crate::types::Version;
 use crate::wire::admin::ClusterStatus;
 
@@ -12,10 +12,7 @@ pub async fn run(global: &GlobalArgs, _args: Args, out: &mut Output) -> anyhow::
     let status = match ask(global).await {
         Ok(status) => status,
         Err(error) => {
-            output::say(&format!("error: {error:#}"));
-            if let Some(hint) = hint::of(&error) {
-                output::say(&format!("  {hint}"));
-            }
+            report(&error);
             unanswered(format!("{error:#}"))
         }
     };

@@ -9,7 +9,7 @@ use super::subject::{self, SubjectError};
 use super::tree::{Tree, join, shown};
 use super::{CONTROLLER_KINDS, DEFAULT_PREFIX, Fault, Kind, MAX_PREFIX_BYTES, STORAGE_KINDS, Services};
 use crate::config::nearest::nearest;
-use crate::types::{ControllerId, StorageId};
+use crate::types::{ControllerId, MAX_NODE_ID, StorageId};
 
 const FILE_KEYS: &[&str] = &["metadataServices", "storageServices", "prefix", "subjects"];
 const SHARED_KEYS: &[&str] = &["log", "admin", "data"];
@@ -218,19 +218,16 @@ fn read_entry<'a>(
     Some((fields, quiet))
 }
 
-/// The highest id (Kafka's have 31 bits).
-const MAX_ID: u32 = i32::MAX as u32;
-
 fn read_id(path: &str, tree: &Tree, faults: &mut Faults) -> Option<u32> {
     if let Tree::Whole(number) = tree
-        && let Some(id) = u32::try_from(*number).ok().filter(|id| *id <= MAX_ID)
+        && let Some(id) = u32::try_from(*number).ok().filter(|id| *id <= MAX_NODE_ID)
     {
         return Some(id);
     }
     let remedy = match tree {
         Tree::Text(text) if text.parse::<u32>().is_ok() => format!("write {} without quotes", text.trim_matches('+')),
         Tree::Null if !path.ends_with(".id") => "write a number, or leave the key out".into(),
-        _ => format!("write a whole number from 0 to {MAX_ID}"),
+        _ => format!("write a whole number from 0 to {MAX_NODE_ID}"),
     };
     faults.add(path, format!("{} is no id", tree.describe()), remedy);
     None

@@ -36,8 +36,8 @@ pub struct Maintained {
 
 impl Log {
     /// Takes one step of what is due, of these the first: closes the active segment if it is older than `segment.ms` (or
-    /// `max.compaction.lag.ms`, where it is compacted), deletes by retention, compacts one run of segments. Nothing at or behind the high watermark is deleted or compacted. `now_ms` is
-    /// wall time in milliseconds since 1970.
+    /// `max.compaction.lag.ms`, where it is compacted), deletes by retention, compacts one run of segments. Nothing at or behind the
+    /// high watermark is deleted or compacted. `now_ms` is wall time in milliseconds since 1970.
     ///
     /// Closing a segment counts its age by the node's clock, so that it also happens where nothing is appended any more:
     /// records that are not followed by others are deleted and compacted too.

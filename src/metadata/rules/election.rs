@@ -184,10 +184,9 @@ fn as_move(before: &Partition, change: &PartitionChange) -> Option<Move> {
     if change.waits_for.is_some() || change.recovering.is_some() {
         return None;
     }
-    let is_new = |isr: &[StorageId], node: StorageId| !isr.contains(&node);
     let (left, joined) = match &change.isr {
         Some(isr) => (
-            before.isr().filter(|node| is_new(isr, *node)).collect(),
+            before.isr().filter(|node| !isr.contains(node)).collect(),
             isr.iter().copied().filter(|node| !before.in_sync(*node)).collect(),
         ),
         None => (Vec::new(), Vec::new()),

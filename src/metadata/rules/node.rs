@@ -6,10 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::election::{NodeSet, Standing, elect_leaderless, elect_where};
 use crate::metadata::{Image, NodeState, Record, StorageNode};
-use crate::types::{DirectoryId, StorageId};
-
-/// The highest id of a storage node (Kafka's ids have 31 bits).
-pub const MAX_STORAGE_ID: u32 = i32::MAX as u32;
+use crate::types::{DirectoryId, MAX_NODE_ID, StorageId};
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NodeError {
@@ -29,7 +26,7 @@ pub enum NodeError {
         "storage node {storage} is data directory {directory}: start it there, or, if that directory is lost, run `dmq node replace {storage}` first"
     )]
     IdMismatch { storage: StorageId, directory: DirectoryId },
-    #[error("a storage node's id is from 0 to {MAX_STORAGE_ID}, not {0}")]
+    #[error("a storage node's id is from 0 to {MAX_NODE_ID}, not {0}")]
     Id(StorageId),
     #[error("storage node {0} still works: stop its process first")]
     Live(StorageId),

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::node::{MAX_STORAGE_ID, NodeError, restart};
+use super::node::{NodeError, restart};
 use crate::metadata::{Image, NodeState, Record, StorageNode};
-use crate::types::{DirectoryId, IncarnationId, StorageId, Version};
+use crate::types::{DirectoryId, IncarnationId, MAX_NODE_ID, StorageId, Version};
 
 /// What a process says of itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -112,7 +112,7 @@ impl<'a> Registering<'a> {
 
     /// Whether a directory that nobody knows may have the id.
     fn wanted(&self, wanted: StorageId) -> Result<StorageId, NodeError> {
-        if wanted.0 > MAX_STORAGE_ID {
+        if wanted.0 > MAX_NODE_ID {
             return Err(NodeError::Id(wanted));
         }
         if let Some(Asked { directory, .. }) = self.joined.get(&wanted) {
@@ -139,7 +139,7 @@ impl<'a> Registering<'a> {
         let Self { image, listed, joined, .. } = self;
         let beyond = |id: Option<&StorageId>| id.map_or(0, |highest| highest.0.saturating_add(1));
         let next = beyond(listed.last()).max(beyond(joined.keys().next_back())).max(image.next_storage);
-        if next <= MAX_STORAGE_ID {
+        if next <= MAX_NODE_ID {
             return StorageId(next);
         }
         let unused =
@@ -270,7 +270,7 @@ mod tests {
     fn the_highest_ids_do_not_use_up_all_others() {
         let mut world = World::founded();
         assert_eq!(ask(&mut world, Some(u32::MAX), 1, false), Err(NodeError::Id(StorageId(u32::MAX))));
-        assert_eq!(given(&mut world, Some(MAX_STORAGE_ID), 1), MAX_STORAGE_ID);
+        assert_eq!(given(&mut world, Some(MAX_NODE_ID), 1), MAX_NODE_ID);
         assert_eq!((2..7).map(|number| given(&mut world, None, number)).collect::<Vec<_>>(), [3, 4, 6, 7, 8]);
     }
 

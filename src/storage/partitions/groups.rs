@@ -10,13 +10,11 @@ use uuid::Uuid;
 
 use crate::log::batch::{self, BatchBuilder, BatchHeader, Compression, Header};
 use crate::types::{LeaderEpoch, Offset, PartitionId, TopicId, TopicName, partition_of_key};
-use crate::wire::data::{Commit, CommitOffset, Committed, CommittedRequest, OFFSETS_TOPIC};
+use crate::wire::data::{Commit, CommitOffset, Committed, CommittedRequest, GROUP_MAX_BYTES, OFFSETS_TOPIC};
 use crate::wire::{Code, WireError};
 
 /// Kafka's `offset.metadata.max.bytes`.
 const METADATA_MAX_BYTES: usize = 4096;
-/// The longest name of a group, in bytes.
-const GROUP_MAX_BYTES: usize = 255;
 /// The most offsets of one request.
 const OFFSETS_MAX: usize = 10_000;
 const KEY_VERSION: i16 = 1;

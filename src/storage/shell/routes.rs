@@ -167,8 +167,8 @@ impl Shell {
     /// The commit goes on once this node knows the topic. Whoever waits for too long asks again.
     fn make_offsets_topic(&mut self, message: Message) {
         let Some(image) = self.core.history().image() else { return };
-        let request = admin::encode(&auto::offsets_topic(image)).into();
         if self.routes.wants_offsets_topic(self.request_timeout) {
+            let request = admin::encode(&auto::offsets_topic(image)).into();
             let subject = self.subjects.borrow().admin("topic", "create");
             let (client, timeout, reply) = (self.client.clone(), self.request_timeout, message.reply.clone());
             tokio::spawn(async move {
