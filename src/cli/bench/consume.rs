@@ -23,6 +23,8 @@ pub struct Args {
 
 /// What one fetch asks for, as a consumer does.
 const FETCH_BYTES: usize = 900_000;
+/// The most that is served to find the floor.
+const FLOOR_BYTES: u64 = 4 << 30;
 
 pub async fn run(place: &Place, args: &Args) -> anyhow::Result<Report> {
     let load = &args.load;
@@ -36,7 +38,7 @@ pub async fn run(place: &Place, args: &Args) -> anyhow::Result<Report> {
         let (took, used) = read(&rig, &topic, load).await?;
         rates.push(load.bytes() as f64 / took / 1e6);
         cpu.push(used * 1e6 / load.records() as f64);
-        let requests = (load.bytes() as usize / FETCH_BYTES).max(10);
+        let requests = (load.bytes().min(FLOOR_BYTES) as usize / FETCH_BYTES).max(10);
         floors.push(appender::serve(&mut rig, FETCH_BYTES, load.partitions as usize, requests).await? / 1e6);
     }
     let (rate, floor, size) = (median(&mut rates), median(&mut floors), f64::from(load.size));

@@ -40,6 +40,9 @@ struct Rest {
     rounds: u32,
 }
 
+/// The most that is written to find the floor.
+const FLOOR_BYTES: u64 = 1 << 30;
+
 pub async fn run(place: &Place, args: &Args) -> anyhow::Result<Report> {
     measure(place, "produce", &args.load, args.replicas, &args.rest).await
 }
@@ -64,9 +67,9 @@ async fn measure(place: &Place, bench: &str, load: &Load, replicas: u32, rest: &
         latency.merge(&sent.latency);
         one_by_one(&rig, &topic, load, rest.single, &mut single).await?;
 
-        // As many bytes, in messages as large as batches, as many at a time, by processes that do nothing else.
+        // As many bytes, or as many as tell it, in messages as large as batches, as many at a time, by processes that do nothing else.
         let appenders = Appenders::start(&mut rig, replicas).await?;
-        let messages = (load.bytes() / load.batch_size() as u64).max(1);
+        let messages = (load.bytes().min(FLOOR_BYTES) / load.batch_size() as u64).max(1);
         let (took, all) = appenders.send(messages, load.batch_size(), load.window()).await?;
         floors.push(messages as f64 * load.batch_size() as f64 / all.as_secs_f64() / 1e6);
         floor_latency.merge(&took);
