@@ -195,10 +195,11 @@ impl Accumulator {
         self.topics.get_mut(key.0)?.partitions.get_mut(key.1 as usize)
     }
 
-    /// Adds a record that takes at most `bound` bytes. `room` is memory that was waited for; `draw` gives random numbers.
+    /// Adds a record that takes at most `bound` bytes. `room` is memory that was waited for; `draw` gives random numbers. `now` is
+    /// asked once a batch: each look at the clock takes a tenth of what a small record does.
     pub fn append(
         &mut self,
-        now: Instant,
+        now: impl FnOnce() -> Instant,
         record: &ProducerRecord,
         timestamp: i64,
         bound: usize,
@@ -253,6 +254,7 @@ impl Accumulator {
                 Err(_) => return Ok(Appended::NoRoom { bytes: wanted, wake }),
             },
         };
+        let now = now();
         let mut open = Open {
             builder: BatchBuilder::with_capacity(self.config.compression, room.num_permits()),
             settle: Settle::new(record.topic.clone(), number),
@@ -464,7 +466,7 @@ mod tests {
     /// Appends a record. `draw`: where chance would have it.
     fn append(accumulator: &mut Accumulator, record: &ProducerRecord, draw: u32) {
         let bound = 1_000;
-        let appended = accumulator.append(Instant::now(), record, 0, bound, None, || [draw; 2]).unwrap();
+        let appended = accumulator.append(Instant::now, record, 0, bound, None, || [draw; 2]).unwrap();
         assert!(matches!(appended, Appended::Done { .. }));
     }
 

@@ -124,7 +124,7 @@ impl Producer {
         let mut room = None;
         loop {
             let draw = || [random(), random()];
-            let appended = shared.state().append(Instant::now(), &record, timestamp, bound, room.take(), draw)?;
+            let appended = shared.state().append(Instant::now, &record, timestamp, bound, room.take(), draw)?;
             match appended {
                 Appended::Done { delivery, wake } => {
                     if wake {
