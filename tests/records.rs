@@ -12,8 +12,10 @@ use dmq::client::{
 };
 use dmq::config::Services;
 use dmq::log::TopicPartition;
-use dmq::log::batch::Compression;
+use dmq::log::batch::{BatchHeader, Compression};
 use dmq::types::{Offset, PartitionId, TopicName, partition_of_key};
+use dmq::wire::data::{DataFetch, FetchedHead};
+use futures::{FutureExt, StreamExt};
 use support::cluster::Cluster;
 
 fn topic(name: &str) -> TopicName {
@@ -297,6 +299,96 @@ async fn a_consumer_goes_wherever_it_is_told_and_says_where_it_cannot() {
         consumer.seek(&TopicPartition { topic: name, partition: 1 }, SeekTo::End),
         Err(ConsumeError::NotAssigned(TopicPartition { topic: topic("seek"), partition: 1 }))
     );
+}
+
+/// Writes `count` records of 100 bytes, which are their numbers, in small batches.
+async fn write_numbers(cluster: &Cluster, name: &TopicName, count: usize) {
+    let producer = producer(cluster, ProducerConfig { batch_size: 1 << 10, ..ProducerConfig::default() }).await;
+    for number in 0..count {
+        drop(producer.send(ProducerRecord::new(name.clone(), format!("{number:>100}"))).await.unwrap());
+    }
+    producer.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_fetch_has_as_many_answers_as_it_asks_for_and_as_there_are_records() {
+    const COUNT: usize = 400;
+    let cluster = Cluster::start(1, 1);
+    cluster.await_healthy();
+    let name = topic("answers");
+    cluster.run("topic create answers").unwrap();
+    write_numbers(&cluster, &name, COUNT).await;
+    let client = cluster.nats.connect().await;
+    let cases = [
+        ("as many as it asks for", 0, 3_000, 3, 3..=3),
+        ("from within a batch on", 7, 3_000, 8, 8..=8),
+        ("fewer, up to the end", COUNT - 20, 1_500, 8, 2..=8),
+        ("all of it in one", 0, 900_000, 8, 1..=1),
+        ("nothing, at the end", COUNT, 900_000, 8, 1..=1),
+    ];
+    for (what, offset, max_bytes, answers, wanted) in cases {
+        let inbox = client.new_inbox();
+        let mut heard = client.subscribe(inbox.clone()).await.unwrap();
+        let request = serde_json::json!({ "offset": offset, "maxBytes": max_bytes, "answers": answers }).to_string();
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Dmq-Format", "batch");
+        let subject = "dmq.data.fetch.0.answers";
+        client.publish_with_reply_and_headers(subject, inbox, headers, request.into()).await.unwrap();
+        let (mut next, mut count) = (offset as i64, 0);
+        loop {
+            let answer = tokio::time::timeout(Duration::from_secs(10), heard.next()).await.expect(what).unwrap();
+            let head: FetchedHead =
+                serde_json::from_str(answer.headers.unwrap().get("Dmq-Head").unwrap().as_str()).unwrap();
+            assert_eq!(head.offset, Offset(next), "{what}: each begins where the one before ended");
+            let first = BatchHeader::verify(&answer.payload).map_or(head.offset, |batch| batch.base_offset);
+            assert!(first <= head.offset && head.next_offset.0 >= next, "{what}: {head:?}");
+            (next, count) = (head.next_offset.0, count + 1);
+            if !head.more {
+                break;
+            }
+        }
+        assert!(wanted.contains(&count), "{what}: {count} answers");
+        assert!(count == answers || next == COUNT as i64, "{what}: it went on to {next} only");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_behind_asks_for_many_answers_at_once_and_goes_on_where_their_leader_died() {
+    const COUNT: usize = 20_000;
+    let mut cluster = Cluster::start(1, 3);
+    cluster.await_healthy();
+    let name = topic("behind");
+    cluster.run("topic create behind --replication-factor 3").unwrap();
+    write_numbers(&cluster, &name, COUNT).await;
+    let mut asked = cluster.nats.connect().await.subscribe("dmq.data.fetch.0.behind").await.unwrap();
+    let partition = TopicPartition { topic: name, partition: 0 };
+    let config = ConsumerConfig {
+        max_partition_fetch_bytes: 64 << 10,
+        max_prefetch_bytes: 8 * (64 << 10),
+        ..ConsumerConfig::default()
+    };
+    let mut reading = consumer(&cluster, config).await;
+    reading.assign_from([(partition.clone(), SeekTo::Beginning)]);
+    reading.stop_at(&partition, Offset(COUNT as i64)).unwrap();
+    let mut next = 0;
+    while let Some(record) = reading.recv().await {
+        let record = record.unwrap();
+        assert_eq!(record.offset.0 as usize, next);
+        assert_eq!(record.value.as_deref(), Some(format!("{next:>100}").as_bytes()));
+        next += 1;
+        if next == COUNT / 2 {
+            let described = cluster.run("topic describe behind").unwrap();
+            let leader = described["partitions"][0]["leader"].as_u64().unwrap() as usize;
+            cluster.storage[leader].kill();
+        }
+    }
+    assert_eq!(next, COUNT);
+    let requests: Vec<DataFetch> = std::iter::from_fn(|| asked.next().now_or_never().flatten())
+        .map(|message| serde_json::from_slice(&message.payload).unwrap())
+        .collect();
+    let most = requests.iter().filter_map(|request| request.answers).max();
+    assert!(most.is_some_and(|most| most > 1), "{requests:?}");
+    assert!(requests.windows(2).all(|pair| pair[0].offset <= pair[1].offset), "{requests:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_nats::client::RequestErrorKind;
 use async_nats::connection::State;
-use async_nats::{Client, HeaderMap, Message, Request, Subscriber};
+use async_nats::{Client, HeaderMap, Message, Request, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::time::Instant;
@@ -101,6 +101,43 @@ pub async fn request_with_deadline(
             // The connection ended for good between queueing and the answer: as open as a timeout.
             RequestErrorKind::TimedOut | RequestErrorKind::Other => BusError::Timeout,
         }),
+    }
+}
+
+/// Sends a request that may have several answers, which come on an inbox of its own: see [`next_answer`].
+///
+/// # Errors
+/// `Disconnected`, `TooLarge` and `InvalidName`: nothing was sent. `Timeout`: the connection's queue was full for so long.
+pub async fn request_many(
+    client: &Client,
+    subject: &str,
+    headers: HeaderMap,
+    payload: Bytes,
+    timeout: Duration,
+) -> Result<Subscriber, BusError> {
+    if !is_connected(client) {
+        return Err(BusError::Disconnected);
+    }
+    let inbox = client.new_inbox();
+    // Whoever answers is asked behind it on this connection, so its answers find the subscription.
+    let asked = tokio::time::timeout(timeout, client.subscribe(inbox.clone())).await;
+    let answers = confirmed_kind(&inbox, asked)?;
+    publish_with_reply(client, subject, &inbox, headers, payload, timeout).await?;
+    Ok(answers)
+}
+
+/// The next answer to a request to `subject`.
+///
+/// # Errors
+/// `NoResponders`: nobody got the request. `Timeout`: no answer came until then. `Disconnected`: the connection has ended for good.
+pub async fn next_answer(answers: &mut Subscriber, subject: &str, until: Instant) -> Result<Message, BusError> {
+    match tokio::time::timeout_at(until, answers.next()).await {
+        Err(_) => Err(BusError::Timeout),
+        Ok(None) => Err(BusError::Disconnected),
+        Ok(Some(message)) if message.status == Some(StatusCode::NO_RESPONDERS) => {
+            Err(BusError::NoResponders { subject: subject.to_owned() })
+        }
+        Ok(Some(message)) => Ok(message),
     }
 }
 

@@ -55,6 +55,9 @@ pub const FORMAT_BATCH: &str = "batch";
 
 pub use crate::types::OFFSETS_TOPIC;
 
+/// The most answers that one fetch may ask for.
+pub const MAX_ANSWERS: u32 = 32;
+
 /// When a produce request is answered (Kafka's `acks`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Acks {
@@ -126,17 +129,26 @@ pub struct DataFetch {
     /// The topic's id as the client knows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic_id: Option<TopicId>,
+    /// How many answers the client takes, at most [`MAX_ANSWERS`]; absent: 1. Each begins where the one before ended, and comes at
+    /// once, as long as there is something below the high watermark. Of batches alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<u32>,
 }
 
 /// What an answer of records says of the partition, beside them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FetchedHead {
+    /// Where the answer begins: what was asked for, or where the answer before ended.
+    pub offset: Offset,
     pub high_watermark: Offset,
     pub log_start_offset: Offset,
     /// Where to go on.
     pub next_offset: Offset,
     pub leader_epoch: LeaderEpoch,
+    /// Another answer to the same fetch follows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
 }
 
 /// The answer to a fetch request in JSON.
@@ -361,16 +373,18 @@ mod tests {
     #[test]
     fn the_head_of_an_answer_lies_flat_beside_the_records() {
         let head = FetchedHead {
+            offset: Offset(1),
             high_watermark: Offset(3),
             log_start_offset: Offset(0),
             next_offset: Offset(3),
             leader_epoch: LeaderEpoch(1),
+            more: false,
         };
         let answer = DataFetched { topic: "orders".into(), partition: 0, head, records: Vec::new() };
         let json = admin::encode(&answer);
         assert_eq!(
             json,
-            r#"{"topic":"orders","partition":0,"highWatermark":3,"logStartOffset":0,"nextOffset":3,"leaderEpoch":1,"records":[]}"#
+            r#"{"topic":"orders","partition":0,"offset":1,"highWatermark":3,"logStartOffset":0,"nextOffset":3,"leaderEpoch":1,"records":[]}"#
         );
         assert_eq!(serde_json::from_str::<DataFetched>(&json).unwrap(), answer);
     }

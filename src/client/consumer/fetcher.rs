@@ -4,21 +4,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, HeaderMap};
+use async_nats::{Client, HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::chunk;
 use super::config::{AutoOffsetReset, ConsumeError, ConsumerConfig, SeekTo};
-use crate::bus::raw;
+use crate::bus::{BusError, raw};
 use crate::client::{Admin, DataError, Leaders, leaders};
 use crate::config::Services;
 use crate::config::services::DataTarget;
 use crate::log::TopicPartition;
 use crate::types::{LeaderEpoch, Offset, TopicId};
 use crate::wire::Code;
-use crate::wire::data::{DataFetch, FORMAT_BATCH, FetchedHead, OffsetsRequest, PartitionOffsets, header, op};
+use crate::wire::data::{
+    DataFetch, FORMAT_BATCH, FetchedHead, MAX_ANSWERS, OffsetsRequest, PartitionOffsets, header, op,
+};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 const LONGEST_BACKOFF: Duration = Duration::from_millis(250);
@@ -94,6 +96,28 @@ struct Place {
     high_watermark: Option<Offset>,
 }
 
+impl Place {
+    /// Whether there is more to read than was read, as far as it is known.
+    fn is_behind(&self) -> bool {
+        self.high_watermark.is_some_and(|end| self.offset < end)
+    }
+}
+
+/// What comes back of one fetch.
+enum Answers {
+    One(Option<Message>),
+    Many(Subscriber),
+}
+
+impl Answers {
+    async fn next(&mut self, subject: &str, until: Instant) -> Result<Message, BusError> {
+        match self {
+            Self::One(answer) => answer.take().ok_or(BusError::Timeout),
+            Self::Many(answers) => raw::next_answer(answers, subject, until).await,
+        }
+    }
+}
+
 /// The consumer is gone, or the partition can be read no further.
 struct Over;
 
@@ -103,11 +127,15 @@ struct Trouble {
     told: Option<Instant>,
     looked: Option<Instant>,
     backoff: Duration,
+    /// How long an answer may be late.
+    grace: Duration,
+    /// The last answer was damaged.
+    was_corrupt: bool,
 }
 
 impl Trouble {
     fn new() -> Self {
-        Self { since: None, told: None, looked: None, backoff: FIRST_BACKOFF }
+        Self { since: None, told: None, looked: None, backoff: FIRST_BACKOFF, grace: GRACE, was_corrupt: false }
     }
 }
 
@@ -118,38 +146,124 @@ impl Fetcher {
         if self.report_begin(&place).await.is_err() {
             return;
         }
-        let (mut grace, mut was_corrupt) = (GRACE, false);
         trouble = Trouble::new();
         loop {
-            let Ok(permit) = Arc::clone(&self.shared.budget).acquire_many_owned(self.bytes).await else { return };
-            let result = match self.fetch(&place, grace).await {
-                Ok((head, batches)) => match chunk::verify(&batches) {
-                    Ok(epoch) => {
-                        (trouble, grace, was_corrupt) = (Trouble::new(), GRACE, false);
-                        self.take(&mut place, head, batches, epoch, permit).await
-                    }
-                    // Once more, in case that it was the way here.
-                    Err(_) if !was_corrupt => {
-                        was_corrupt = true;
-                        Ok(())
-                    }
-                    Err(error) => {
-                        let (partition, detail) = ((*self.partition).clone(), error.to_string());
-                        self.fail(ConsumeError::Corrupt { partition, offset: place.offset, detail }).await
-                    }
-                },
-                Err(error) => {
-                    drop(permit);
-                    if let DataError::NoAnswer { .. } = error {
-                        grace = (grace * 2).min(self.shared.config.request_timeout);
-                    }
-                    self.mend(&mut place, error, &mut trouble).await
-                }
-            };
-            if result.is_err() {
+            let Ok(room) = self.room(&place).await else { return };
+            if self.fetch(&mut place, room, &mut trouble).await.is_err() {
                 return;
             }
         }
+    }
+
+    /// Room for an answer. Where there is much to read, and nobody else needs the room, for some more, so that one is read and
+    /// carried while another one is taken.
+    async fn room(&self, place: &Place) -> Result<Vec<OwnedSemaphorePermit>, Over> {
+        let budget = || Arc::clone(&self.shared.budget);
+        let mut room = vec![budget().acquire_many_owned(self.bytes).await.map_err(|_| Over)?];
+        while place.is_behind()
+            && room.len() < MAX_ANSWERS as usize
+            && let Ok(more) = budget().try_acquire_many_owned(self.bytes)
+        {
+            room.push(more);
+        }
+        Ok(room)
+    }
+
+    /// Fetches once, and takes as many answers as there is room for.
+    async fn fetch(
+        &self,
+        place: &mut Place,
+        mut room: Vec<OwnedSemaphorePermit>,
+        trouble: &mut Trouble,
+    ) -> Result<(), Over> {
+        let subject = self.shared.services.data_subject(
+            op::FETCH,
+            DataTarget::Partition(self.partition.partition),
+            &self.partition.topic,
+        );
+        let mut timeout = self.shared.config.fetch_max_wait + trouble.grace;
+        let mut until = Instant::now() + timeout;
+        let mut answers = match self.ask(place, &subject, room.len() as u32, timeout).await {
+            Ok(answers) => answers,
+            Err(error) => return self.unanswered(place, room, error, trouble).await,
+        };
+        while let Some(permit) = room.pop() {
+            let answer = answers.next(&subject, until).await;
+            let answer = answer.map_err(|error| DataError::of_bus(error, &subject, timeout));
+            let (head, batches) = match answer.and_then(|message| read(message, &subject)) {
+                Ok(answer) => answer,
+                Err(error) => {
+                    drop((answers, permit));
+                    return self.unanswered(place, room, error, trouble).await;
+                }
+            };
+            // Of a leader that did not know yet that its time was over.
+            if head.offset != place.offset || head.leader_epoch < place.epoch {
+                room.push(permit);
+                continue;
+            }
+            match chunk::verify(&batches) {
+                Ok(epoch) => {
+                    *trouble = Trouble::new();
+                    let more = head.more;
+                    self.take(place, head, batches, epoch, permit).await?;
+                    if !more {
+                        return Ok(());
+                    }
+                    timeout = trouble.grace;
+                    until = Instant::now() + timeout;
+                }
+                // Once more, in case that it was the way here.
+                Err(_) if !trouble.was_corrupt => {
+                    trouble.was_corrupt = true;
+                    return Ok(());
+                }
+                Err(error) => {
+                    let (partition, detail) = ((*self.partition).clone(), error.to_string());
+                    return self.fail(ConsumeError::Corrupt { partition, offset: place.offset, detail }).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask(&self, place: &Place, subject: &str, answers: u32, timeout: Duration) -> Result<Answers, DataError> {
+        let Shared { client, config, .. } = &*self.shared;
+        let request = DataFetch {
+            offset: Some(place.offset),
+            max_bytes: Some(self.bytes),
+            min_bytes: Some(config.fetch_min_bytes),
+            max_wait_ms: Some(u32::try_from(config.fetch_max_wait.as_millis()).unwrap_or(u32::MAX)),
+            leader_epoch: Some(place.epoch),
+            topic_id: Some(place.topic_id),
+            answers: (answers > 1).then_some(answers),
+        };
+        let payload: Bytes = serde_json::to_vec(&request).expect("requests have string keys only").into();
+        let mut headers = HeaderMap::new();
+        headers.insert(header::FORMAT, FORMAT_BATCH);
+        // What has one answer needs no subscription of its own.
+        let asked = if answers > 1 {
+            raw::request_many(client, subject, headers, payload, timeout).await.map(Answers::Many)
+        } else {
+            let answer = raw::request_with_deadline(client, subject, Some(headers), payload, timeout).await;
+            answer.map(|answer| Answers::One(Some(answer)))
+        };
+        asked.map_err(|error| DataError::of_bus(error, subject, timeout))
+    }
+
+    async fn unanswered(
+        &self,
+        place: &mut Place,
+        room: Vec<OwnedSemaphorePermit>,
+        error: DataError,
+        trouble: &mut Trouble,
+    ) -> Result<(), Over> {
+        // Others may need it meanwhile.
+        drop(room);
+        if let DataError::NoAnswer { .. } = error {
+            trouble.grace = (trouble.grace * 2).min(self.shared.config.request_timeout);
+        }
+        self.mend(place, error, trouble).await
     }
 
     async fn report(&self, event: Event) -> Result<(), Over> {
@@ -212,34 +326,6 @@ impl Fetcher {
                 Err(error) => self.wait(error, trouble).await?,
             }
         }
-    }
-
-    async fn fetch(&self, place: &Place, grace: Duration) -> Result<(FetchedHead, Bytes), DataError> {
-        let Shared { client, services, config, .. } = &*self.shared;
-        let subject =
-            services.data_subject(op::FETCH, DataTarget::Partition(self.partition.partition), &self.partition.topic);
-        let request = DataFetch {
-            offset: Some(place.offset),
-            max_bytes: Some(self.bytes),
-            min_bytes: Some(config.fetch_min_bytes),
-            max_wait_ms: Some(u32::try_from(config.fetch_max_wait.as_millis()).unwrap_or(u32::MAX)),
-            leader_epoch: Some(place.epoch),
-            topic_id: Some(place.topic_id),
-        };
-        let payload = serde_json::to_vec(&request).expect("requests have string keys only").into();
-        let mut headers = HeaderMap::new();
-        headers.insert(header::FORMAT, FORMAT_BATCH);
-        let timeout = config.fetch_max_wait + grace;
-        let answer = raw::request_with_deadline(client, &subject, Some(headers), payload, timeout).await;
-        let message = answer.map_err(|error| DataError::of_bus(error, &subject, timeout))?;
-        if let Some(error) = leaders::refusal(&message) {
-            return Err(error);
-        }
-        let head = message.headers.as_ref().and_then(|headers| headers.get(header::HEAD));
-        let unreadable = |detail: String| DataError::Unreadable { subject: subject.clone(), detail };
-        let head = head.ok_or_else(|| unreadable(format!("it has no header {}", header::HEAD)))?;
-        let head = serde_json::from_str(head.as_str()).map_err(|error| unreadable(error.to_string()))?;
-        Ok((head, message.payload))
     }
 
     async fn take(
@@ -376,4 +462,16 @@ impl Fetcher {
         };
         self.fail(ConsumeError::Topic { topic: topic.clone(), error }).await
     }
+}
+
+/// What an answer says, and its batches.
+fn read(message: Message, subject: &str) -> Result<(FetchedHead, Bytes), DataError> {
+    if let Some(error) = leaders::refusal(&message) {
+        return Err(error);
+    }
+    let unreadable = |detail: String| DataError::Unreadable { subject: subject.into(), detail };
+    let head = message.headers.as_ref().and_then(|headers| headers.get(header::HEAD));
+    let head = head.ok_or_else(|| unreadable(format!("it has no header {}", header::HEAD)))?;
+    let head = serde_json::from_str(head.as_str()).map_err(|error| unreadable(error.to_string()))?;
+    Ok((head, message.payload))
 }

@@ -17,8 +17,8 @@ use crate::storage::core::{Place, Token};
 use crate::storage::replicas::{self, Append, AppendError, Input, Led};
 use crate::types::{LeaderEpoch, Monotonic, Offset, TopicId};
 use crate::wire::data::{
-    Acks, Commit, DataFetch, DeleteRecords, FetchedHead, FoundOffset, OFFSETS_TOPIC, OffsetsRequest, PartitionOffsets,
-    Produced,
+    Acks, Commit, DataFetch, DeleteRecords, FORMAT_BATCH, FetchedHead, FoundOffset, MAX_ANSWERS, OFFSETS_TOPIC,
+    OffsetsRequest, PartitionOffsets, Produced, header,
 };
 use crate::wire::{Code, WireError};
 
@@ -209,6 +209,18 @@ impl Worker {
     ) -> Result<Fetch, WireError> {
         self.check_topic(place, fetch.topic_id)?;
         check_epoch(led.leader_epoch, fetch.leader_epoch)?;
+        let answers = fetch.answers.unwrap_or(1);
+        if !(1..=MAX_ANSWERS).contains(&answers) {
+            let words = format!("answers is 1 to {MAX_ANSWERS}, not {answers}");
+            return Err(WireError::new(Code::InvalidRequest, words));
+        }
+        if answers > 1 && format == Format::Json {
+            let words = format!(
+                "{answers} answers are of batches alone: ask for them with the header {}: {FORMAT_BATCH}, or for one as JSON",
+                header::FORMAT
+            );
+            return Err(WireError::new(Code::InvalidRequest, words));
+        }
         let start = self.engine.log(place).map_or(Offset::ZERO, |log| log.log.start());
         let room = self.hub.max_payload();
         let wait = Duration::from_millis(fetch.max_wait_ms.unwrap_or(0).into()).min(FETCH_MAX_WAIT);
@@ -222,6 +234,7 @@ impl Worker {
             until: now + wait,
             format,
             leader_epoch: fetch.leader_epoch,
+            answers,
             reply,
         })
     }
@@ -352,10 +365,12 @@ fn plan(log: &Log, led: Led, fetch: &Fetch, may_wait: bool) -> Result<Option<(Re
     let below = visible.max(fetch.offset);
     let plan = log.locate(fetch.offset, fetch.max_bytes, below).map_err(|error| answer::log_error(&error))?;
     let head = FetchedHead {
+        offset: fetch.offset,
         high_watermark: visible,
         log_start_offset: log.start(),
         next_offset: fetch.offset,
         leader_epoch: led.leader_epoch,
+        more: false,
     };
     Ok(Some((plan, head)))
 }

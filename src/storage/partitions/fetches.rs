@@ -7,6 +7,7 @@ use async_nats::Subject;
 use super::request::Format;
 use crate::storage::core::Place;
 use crate::types::{LeaderEpoch, Monotonic, Offset};
+use crate::wire::data::FetchedHead;
 
 /// The most that wait on one node. Beyond that one is answered at once.
 const MAX_WAITING: usize = 16_384;
@@ -22,7 +23,25 @@ pub(in crate::storage) struct Fetch {
     pub(super) beyond: Offset,
     pub(super) format: Format,
     pub(super) leader_epoch: Option<LeaderEpoch>,
+    /// How many answers there may be, with this one.
+    pub(super) answers: u32,
     pub(super) reply: Subject,
+}
+
+impl Fetch {
+    /// What is to be answered behind the answer that has this head, which is told of it: at once, and by this leadership alone.
+    pub(super) fn following(&self, head: &mut FetchedHead, now: Monotonic) -> Option<Self> {
+        let offset = head.next_offset;
+        head.more = self.answers > 1 && self.offset < offset && offset < head.high_watermark;
+        head.more.then(|| Self {
+            offset,
+            beyond: offset,
+            until: now,
+            leader_epoch: Some(head.leader_epoch),
+            answers: self.answers - 1,
+            ..self.clone()
+        })
+    }
 }
 
 #[derive(Default)]

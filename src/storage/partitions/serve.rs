@@ -101,7 +101,11 @@ impl Loading {
 
 /// What became of a fetch.
 enum Read {
-    Answer(Reply),
+    Answer {
+        reply: Reply,
+        /// The answer to be given behind it.
+        then: Option<Fetch>,
+    },
     /// Too little, or the log was cut meanwhile.
     Again(Fetch),
     Unreadable {
@@ -129,13 +133,20 @@ impl Reading {
             return Read::Again(fetch);
         }
         head.next_offset = fetched.next_offset;
-        Read::Answer(match fetch.format {
-            Format::Batch => Reply::batches(fetch.reply, &head, fetched.batches),
-            Format::Json => match answer::records(&id, head, &fetched.batches, fetch.offset, room, limit) {
-                Ok(json) => Reply { to: fetch.reply, headers: HeaderMap::new(), payload: json.into() },
-                Err(error) => Reply::error(fetch.reply, &error),
-            },
-        })
+        match fetch.format {
+            Format::Batch => {
+                let then = fetch.following(&mut head, now);
+                Read::Answer { reply: Reply::batches(fetch.reply, &head, fetched.batches), then }
+            }
+            Format::Json => {
+                let json = answer::records(&id, head, &fetched.batches, fetch.offset, room, limit);
+                let reply = match json {
+                    Ok(json) => Reply { to: fetch.reply, headers: HeaderMap::new(), payload: json.into() },
+                    Err(error) => Reply::error(fetch.reply, &error),
+                };
+                Read::Answer { reply, then: None }
+            }
+        }
     }
 }
 
@@ -188,7 +199,13 @@ impl Hub {
             let Ok(_permit) = Arc::clone(&hub.reads).acquire_owned().await else { return };
             let (now, room) = (hub.clock.monotonic(), hub.max_payload());
             match tokio::task::spawn_blocking(move || reading.carry_out(now, room)).await {
-                Ok(Read::Answer(reply)) if hub.lease.holds(hub.clock) => hub.reply(reply).await,
+                Ok(Read::Answer { reply, then }) if hub.lease.holds(hub.clock) => {
+                    hub.reply(reply).await;
+                    // It is read while NATS carries the one before.
+                    if let Some(fetch) = then {
+                        hub.command(Command::Fetch(fetch)).await;
+                    }
+                }
                 Ok(Read::Again(fetch)) => hub.command(Command::Fetch(fetch)).await,
                 Ok(Read::Unreadable { reply, place, error }) => {
                     hub.command(Command::Unreadable { place, error }).await;
@@ -196,7 +213,7 @@ impl Hub {
                         hub.reply(reply).await;
                     }
                 }
-                Ok(Read::Answer(_)) | Err(_) => {}
+                Ok(Read::Answer { .. }) | Err(_) => {}
             }
         });
     }
