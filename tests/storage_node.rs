@@ -12,7 +12,7 @@ use dmq::config::Services;
 use dmq::metadata::{Entry, History, NodeState, Record, encode_change};
 use dmq::process::ProcessError;
 use dmq::storage::core::Settings;
-use dmq::storage::{Data, Options, Subjects, run_until};
+use dmq::storage::{Data, Options, RecordSettings, Subjects, run_until};
 use dmq::types::*;
 use dmq::wire::admin::{NodeRegister, NodeRegistered};
 use dmq::wire::*;
@@ -45,8 +45,7 @@ fn options(nats: &NatsServer, directory: &Path) -> Options {
         rack: None,
         settings: Settings { heartbeat_interval: Duration::from_millis(100), ..Settings::default() },
         nats: dmq::config::NatsSettings { url: Some(nats.url()), ..Default::default() },
-        catch_up_rate: None,
-        stray_retention: Duration::from_secs(3600),
+        records: RecordSettings::default(),
         connect_timeout: Duration::from_secs(5),
         // The sender may go: these subjects never change.
         subjects: watch::channel(Arc::new(services) as Arc<dyn Subjects>).1,

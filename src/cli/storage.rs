@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::global::GlobalArgs;
 use super::{Outcome, process};
 use crate::config::Services;
-use crate::storage::{self, Data};
+use crate::storage::{self, Data, RecordSettings};
 use crate::types::{MAX_NODE_ID, StorageId};
 
 #[derive(clap::Args, Debug)]
@@ -60,8 +60,11 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<Outcome> {
         id: args.id,
         rack: rack.map(Arc::from),
         settings: core,
-        catch_up_rate: NonZeroU64::new(settings.catch_up_bytes_per_second),
-        stray_retention: millis(settings.stray_retention_ms),
+        records: RecordSettings {
+            catch_up_rate: NonZeroU64::new(settings.catch_up_bytes_per_second),
+            page_cache: NonZeroU64::new(settings.page_cache_bytes),
+            stray_retention: millis(settings.stray_retention_ms),
+        },
         nats: settings.nats.clone(),
         connect_timeout: millis(settings.start_timeout_ms),
         subjects: subjects(named.services.clone()),

@@ -4,6 +4,8 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Write};
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 
@@ -66,6 +68,14 @@ pub trait ReadFile: Send + Sync {
     fn size(&self) -> io::Result<u64>;
     /// Reads what there is at `offset`: fewer bytes than asked for, or none, at the end of the file.
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize>;
+    /// Says that what is there, and durable, need not stay in memory. Nothing more comes of it than slower reading.
+    fn let_go(&self, range: Range<u64>) {
+        let _ = range;
+    }
+    /// Says that what is there will be read soon: the disk may begin with it.
+    fn will_need(&self, range: Range<u64>) {
+        let _ = range;
+    }
 }
 
 /// The operating system's file system.
@@ -206,6 +216,29 @@ impl ReadFile for RealFile {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => return result,
             }
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn let_go(&self, range: Range<u64>) {
+        // What is only partly in the range stays, and the kernel's pieces are of up to 2 MiB: what stayed the last time goes now.
+        const BEFORE: u64 = 4 << 20;
+        let start = range.start.saturating_sub(BEFORE);
+        self.advise(start..range.end, rustix::fs::Advice::DontNeed);
+    }
+
+    #[cfg(target_os = "linux")]
+    fn will_need(&self, range: Range<u64>) {
+        self.advise(range, rustix::fs::Advice::WillNeed);
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl RealFile {
+    /// It is advice: whatever comes of it.
+    fn advise(&self, range: Range<u64>, advice: rustix::fs::Advice) {
+        if let Some(len) = NonZeroU64::new(range.end.saturating_sub(range.start)) {
+            let _ = rustix::fs::fadvise(&self.0, range.start, Some(len), advice);
         }
     }
 }

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::page_cache::PageCache;
 use crate::disk::{Disk, ReadFile, WriteFile};
 
 /// A file that is written by one thread at a time.
@@ -18,6 +20,8 @@ pub struct Files {
     open: Mutex<Open>,
     /// How many logs were opened.
     logs: AtomicU64,
+    /// Where the page cache is bounded.
+    page_cache: OnceLock<Mutex<PageCache>>,
 }
 
 /// By name, with when each was used last.
@@ -46,7 +50,41 @@ pub const DEFAULT_OPEN_FILES: usize = 4096;
 impl Files {
     /// At most `capacity` files for reading and as many for writing stay open between their uses.
     pub fn new(disk: Arc<dyn Disk>, capacity: usize) -> Arc<Self> {
-        Arc::new(Self { disk, capacity: capacity.max(1), open: Mutex::default(), logs: AtomicU64::new(0) })
+        let (open, logs, page_cache) = (Mutex::default(), AtomicU64::new(0), OnceLock::new());
+        Arc::new(Self { disk, capacity: capacity.max(1), open, logs, page_cache })
+    }
+
+    /// From now on at most about so many bytes of what was written last stay in the operating system's page cache, of all logs
+    /// together, and of what is read nothing else. Only the first call counts.
+    pub fn bound_page_cache(&self, bytes: u64) {
+        let _ = self.page_cache.set(Mutex::new(PageCache::new(bytes)));
+    }
+
+    fn page_cache(&self) -> Option<MutexGuard<'_, PageCache>> {
+        Some(self.page_cache.get()?.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A file is durable up to here: what is older may leave the page cache.
+    pub(super) fn was_synced(&self, path: &Path, end: u64) {
+        let Some(old) = self.page_cache().map(|mut cache| cache.synced(path, end)) else { return };
+        for (path, range) in old {
+            // What cannot be opened is gone.
+            if let Ok(file) = self.reader(&path) {
+                file.let_go(range);
+            }
+        }
+    }
+
+    /// This was read, and stays in the page cache only where it would without that. Whoever reads so far back will go on: while the
+    /// answer is on its way, the disk reads what comes next.
+    pub(super) fn was_read(&self, file: &dyn ReadFile, path: &Path, range: Range<u64>) {
+        // What was read a moment ago is not yet where the kernel could let go of it, and it would wait for all processors.
+        const BEHIND: u64 = 2 << 20;
+        if self.page_cache().is_some_and(|cache| !cache.keeps(path, range.start)) {
+            let next = range.end..2 * range.end - range.start;
+            file.let_go(range.start.saturating_sub(2 * BEHIND)..range.start.saturating_sub(BEHIND));
+            file.will_need(next);
+        }
     }
 
     /// From where on a log counts its cuts, so that what is of one that was open before it is not of this one.
@@ -103,6 +141,9 @@ impl Files {
     pub(super) fn change<T>(&self, path: &Path, act: impl FnOnce(&dyn Disk) -> io::Result<T>) -> io::Result<T> {
         let result = act(&*self.disk);
         self.forget(path);
+        if let Some(mut cache) = self.page_cache() {
+            cache.forget(|other| other == path);
+        }
         result
     }
 
@@ -118,6 +159,9 @@ impl Files {
 
     /// To be called after a folder got another name.
     pub(super) fn forget_below(&self, dir: &Path) {
+        if let Some(mut cache) = self.page_cache() {
+            cache.forget(|path| path.starts_with(dir));
+        }
         let mut open = self.lock();
         open.changes += 1;
         open.readers.retain(|path, _| !path.starts_with(dir));

@@ -10,6 +10,7 @@ pub mod dump;
 mod error;
 mod files;
 pub mod index;
+mod page_cache;
 mod partition;
 pub mod producers;
 mod scan;

@@ -12,5 +12,6 @@ pub(crate) mod store;
 mod subjects;
 mod writer;
 
+pub use partitions::RecordSettings;
 pub use shell::{Data, Options, run, run_until};
 pub use subjects::Subjects;

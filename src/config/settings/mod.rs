@@ -42,6 +42,8 @@ pub struct Settings {
     pub start_timeout_ms: u64,
     /// 0: without limit.
     pub catch_up_bytes_per_second: u64,
+    /// 0: the operating system decides.
+    pub page_cache_bytes: u64,
     pub stray_retention_ms: u64,
     pub log_level: String,
     pub log_format: LogFormat,
@@ -137,6 +139,7 @@ impl Default for Settings {
             stream_replicas: 0,
             start_timeout_ms: 10_000,
             catch_up_bytes_per_second: 0,
+            page_cache_bytes: 0,
             stray_retention_ms: 7 * 24 * 3_600_000,
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,

@@ -95,6 +95,13 @@ pub(super) const SPECS: &[Spec] = &[
         "the most that a storage node sends to replicas that are not in sync, all together; 0 is without limit",
     ),
     number(
+        "page_cache_bytes",
+        (0, 1 << 50),
+        "0",
+        "how much of the records that it wrote last a storage node leaves in the operating system's page cache; 0 is as much as there is \
+         memory",
+    ),
+    number(
         "stray_retention_ms",
         (0, 100 * 365 * 24 * HOUR),
         "604800000",

@@ -61,6 +61,7 @@ impl Settings {
             ("leader_balance_interval_ms", self.leader_balance_interval_ms),
             ("start_timeout_ms", self.start_timeout_ms),
             ("catch_up_bytes_per_second", self.catch_up_bytes_per_second),
+            ("page_cache_bytes", self.page_cache_bytes),
             ("stray_retention_ms", self.stray_retention_ms),
             ("nats.ping_interval_ms", self.nats.ping_interval_ms),
         ];

@@ -274,8 +274,11 @@ impl Committer {
                 // Whose page was lost is not said, so it is everybody's loss.
                 let again = |error: &io::Error| io::Error::new(error.kind(), error.to_string());
                 many.iter()
-                    .map(|_| match &result {
-                        Ok(()) => Ok(()),
+                    .map(|ticket| match &result {
+                        Ok(()) => {
+                            ticket.is_durable();
+                            Ok(())
+                        }
                         Err(error) => Err(again(error)),
                     })
                     .collect()

@@ -209,6 +209,7 @@ impl ReadPlan {
         loop {
             let mut bytes = BytesMut::zeroed(wanted);
             let read = disk::read_full(&*file, position, &mut bytes)?;
+            self.files.was_read(&*file, &part.log, position..position + read as u64);
             bytes.truncate(read);
             match whole_batches(&bytes, self.below, part.bound) {
                 // The first batch is larger than what was asked for.

@@ -2,10 +2,10 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use super::super::checkpoint::{self, LEADER_EPOCHS};
-use super::super::files::Writer;
+use super::super::files::{Files, Writer};
 use super::super::segment::{Aside, LOG, SNAPSHOT};
 use super::super::{LogError, segment};
 use super::Log;
@@ -29,9 +29,12 @@ pub(in super::super) struct StagedCheckpoint {
 
 /// A sync that can run without the log at hand, on another thread.
 pub struct SyncTicket {
+    files: Arc<Files>,
     writer: Writer,
     path: PathBuf,
     end: Offset,
+    /// The file's length up to there.
+    bytes: u64,
     cuts: u64,
 }
 
@@ -42,7 +45,14 @@ impl SyncTicket {
         if crate::log::planted(crate::log::Bug::SyncSkipped) {
             return Ok(());
         }
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner).sync()
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).sync()?;
+        self.is_durable();
+        Ok(())
+    }
+
+    /// To be called where a sync of the whole file system did what [`Self::run`] would.
+    pub(in super::super) fn is_durable(&self) {
+        self.files.was_synced(&self.path, self.bytes);
     }
 }
 
@@ -60,7 +70,8 @@ impl Log {
         }
         let path = self.path(self.active().base, LOG);
         let writer = self.files.writer(&path).map_err(self.io("open", &path))?;
-        Ok(Some(SyncTicket { writer, path, end: self.end, cuts: self.cuts }))
+        let (files, bytes) = (Arc::clone(&self.files), self.active().bytes);
+        Ok(Some(SyncTicket { files, writer, path, end: self.end, bytes, cuts: self.cuts }))
     }
 
     /// What became of a ticket. After a failed sync the log takes no more writes: the kernel may have dropped the pages.

@@ -1,6 +1,7 @@
 //! Reading beside the one who writes.
 
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, RwLock};
@@ -8,6 +9,8 @@ use std::sync::{Mutex, RwLock};
 use super::*;
 use crate::disk::{FileSystem, ReadFile, WriteFile};
 
+/// A file's name, and where.
+type LetGo = (String, Range<u64>);
 type Hook = Box<dyn FnMut() + Send>;
 
 /// A disk that does something else first, once, where it is asked to read or to change a name.
@@ -16,11 +19,13 @@ struct Hooked {
     disk: SimDisk,
     reading: Arc<Mutex<Option<Hook>>>,
     changing: Arc<Mutex<Option<Hook>>>,
+    /// What need not stay in memory, by file.
+    let_go: Arc<Mutex<Vec<LetGo>>>,
 }
 
 impl Hooked {
     fn new(seed: u64) -> Self {
-        Self { disk: SimDisk::new(seed), reading: Arc::default(), changing: Arc::default() }
+        Self { disk: SimDisk::new(seed), reading: Arc::default(), changing: Arc::default(), let_go: Arc::default() }
     }
 
     fn run(hook: &Mutex<Option<Hook>>) {
@@ -31,7 +36,7 @@ impl Hooked {
     }
 }
 
-struct HookedFile(Box<dyn ReadFile>, Hooked);
+struct HookedFile(Box<dyn ReadFile>, Hooked, String);
 
 impl ReadFile for HookedFile {
     fn size(&self) -> io::Result<u64> {
@@ -41,6 +46,10 @@ impl ReadFile for HookedFile {
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
         Hooked::run(&self.1.reading);
         self.0.read_at(offset, into)
+    }
+
+    fn let_go(&self, range: Range<u64>) {
+        self.1.let_go.lock().unwrap().push((self.2.clone(), range));
     }
 }
 
@@ -63,7 +72,8 @@ impl Disk for Hooked {
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
         Hooked::run(&self.reading);
-        Ok(Box::new(HookedFile(self.disk.open(path)?, self.clone())))
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        Ok(Box::new(HookedFile(self.disk.open(path)?, self.clone(), name)))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -297,4 +307,35 @@ fn readers_beside_a_writer_who_cuts_never_see_what_is_not_there() {
         }
         done.store(true, Ordering::Relaxed);
     });
+}
+
+#[test]
+fn where_the_page_cache_is_bounded_the_oldest_that_is_durable_leaves_it_also_over_segments() {
+    const LIMIT: u64 = 10_000;
+    let disk = Hooked::new(44);
+    let files = Files::new(Arc::new(disk.clone()), 8);
+    files.bound_page_cache(LIMIT);
+    let mut log = Log::open(id(), dir(), config(), files, OpenOptions::new(TOPIC), NOW).unwrap();
+    fill(&mut log, 5);
+    assert_eq!(*disk.let_go.lock().unwrap(), [], "nothing is durable yet");
+    fill(&mut log, 55);
+    log.sync().unwrap();
+    fill(&mut log, 200);
+    log.sync().unwrap();
+    let gone = std::mem::take(&mut *disk.let_go.lock().unwrap());
+    let total: u64 = gone.iter().map(|(_, range)| range.end - range.start).sum();
+    // What became durable at once goes at once: a segment at most.
+    let least = log.size_bytes() - LIMIT;
+    assert!((least..=least + config().segment_bytes).contains(&total), "{total} of {least}: {gone:?}");
+    assert!(gone.iter().map(|(name, _)| name).collect::<std::collections::BTreeSet<_>>().len() > 1, "{gone:?}");
+    for pair in gone.windows(2) {
+        let [(before, first), (name, range)] = pair else { unreachable!() };
+        assert!(if before == name { first.end == range.start } else { before < name && range.start == 0 }, "{gone:?}");
+    }
+    // Whoever reads so far back leaves it there no longer than the others; at the end all stays.
+    assert_eq!(records_from(&log, Offset(0)).len(), 260);
+    let read = std::mem::take(&mut *disk.let_go.lock().unwrap());
+    assert!(read.iter().all(|(name, _)| gone.iter().any(|(other, _)| other == name)) && !read.is_empty(), "{read:?}");
+    log.read(Offset(log.end().0 - 1), 500, ALL).unwrap();
+    assert_eq!(*disk.let_go.lock().unwrap(), []);
 }

@@ -20,6 +20,7 @@ mod upkeep;
 mod worker;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +31,6 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::core::{Assignment, Call, CallError, InSyncOutcome, Member, Peer, Place, Unassigned};
-use super::replicas;
 use super::shell::Event;
 use super::subjects::Subjects;
 use crate::log::{LogConfig, LogDirectoryError, LogError, TopicPartition};
@@ -117,12 +117,27 @@ impl Lease {
     }
 }
 
+/// How a node keeps records.
+#[derive(Clone, Debug)]
+pub struct RecordSettings {
+    /// The most bytes in a second to followers that are not in sync, all together. None: without limit.
+    pub catch_up_rate: Option<NonZeroU64>,
+    /// How many bytes of the records that were written last stay in the operating system's page cache. None: it decides.
+    pub page_cache: Option<NonZeroU64>,
+    /// How long directories of topics are kept that the metadata does not know any more.
+    pub stray_retention: Duration,
+}
+
+impl Default for RecordSettings {
+    fn default() -> Self {
+        Self { catch_up_rate: None, page_cache: None, stray_retention: Duration::from_secs(7 * 24 * 3_600) }
+    }
+}
+
 pub(super) struct Options {
     /// Where the partitions' directories are.
     pub(super) directory: PathBuf,
-    pub(super) settings: replicas::Settings,
-    /// How long directories of topics are kept that the metadata does not know any more.
-    pub(super) stray_retention: Duration,
+    pub(super) records: RecordSettings,
     pub(super) client: Client,
     pub(super) subjects: watch::Receiver<Arc<dyn Subjects>>,
     pub(super) events: mpsc::Sender<Event>,

@@ -18,12 +18,12 @@ use super::log::{Failure, PartitionLog};
 use super::serve::Hub;
 use super::tail::Room;
 use super::upkeep::Upkeep;
-use super::{Command, Held, Lease, Options, StartError};
+use super::{Command, Held, Lease, Options, RecordSettings, StartError};
 use crate::disk::RealDisk;
 use crate::log::{DEFAULT_OPEN_FILES, Log, LogDirectory, TopicPartition};
 use crate::process::Clock;
 use crate::storage::core::{self, InSyncWish, Peer, Place, Token};
-use crate::storage::replicas::{Effect, Faults, Input, Led, LogEnd, Replicas};
+use crate::storage::replicas::{self, Effect, Faults, Input, Led, LogEnd, Replicas};
 use crate::storage::shell::Event;
 use crate::types::{Monotonic, StorageId};
 
@@ -74,11 +74,15 @@ pub(super) fn start(
     commands: mpsc::WeakSender<Command>,
     incoming: mpsc::Receiver<Command>,
 ) -> Result<(), StartError> {
-    let Options { directory, settings, stray_retention, client, subjects, events, clock, lease, vitals } = options;
+    let Options { directory, records, client, subjects, events, clock, lease, vitals } = options;
+    let RecordSettings { catch_up_rate, page_cache, stray_retention } = records;
     let directory = LogDirectory::open(directory, std::sync::Arc::new(RealDisk), DEFAULT_OPEN_FILES)?;
+    if let Some(bytes) = page_cache {
+        directory.files().bound_page_cache(bytes.get());
+    }
     let (flusher, synced) = Flusher::start(directory.committer())?;
     let worker = Worker {
-        engine: Replicas::new(settings),
+        engine: Replicas::new(replicas::Settings { catch_up_rate, ..replicas::Settings::default() }),
         directory,
         held: BTreeMap::new(),
         changes: Changes::default(),

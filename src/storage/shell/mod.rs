@@ -5,7 +5,6 @@
 mod routes;
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -21,8 +20,7 @@ use super::core::{
     Assignment, Call, CallError, Effect, FetchReply, Identity, Input, Level, Place, Settings, StorageCore, Token,
 };
 use super::health::Sampler;
-use super::partitions::{self, Command, Held, Lease, Vitals};
-use super::replicas;
+use super::partitions::{self, Command, Held, Lease, RecordSettings, Vitals};
 use super::subjects::Subjects;
 use super::writer::{Job, start};
 use crate::bus::{BusError, raw};
@@ -63,10 +61,7 @@ pub struct Options {
     pub id: Option<StorageId>,
     pub rack: Option<Arc<str>>,
     pub settings: Settings,
-    /// The most bytes in a second to followers that are not in sync, all together. None: without limit.
-    pub catch_up_rate: Option<NonZeroU64>,
-    /// How long directories of topics are kept that the metadata does not know any more.
-    pub stray_retention: Duration,
+    pub records: RecordSettings,
     pub nats: config::NatsSettings,
     pub connect_timeout: Duration,
     /// What services.json says, now and after each change.
@@ -134,8 +129,7 @@ struct Shell {
 impl Shell {
     /// Beside the shell, what completes where NATS forbids a subscription soon after the start.
     async fn start(options: Options) -> Result<(Self, impl Future<Output = ConnectError> + use<>), ProcessError> {
-        let Options { data, id, rack, mut settings, catch_up_rate, stray_retention, nats, connect_timeout, subjects } =
-            options;
+        let Options { data, id, rack, mut settings, records, nats, connect_timeout, subjects } = options;
         let opened = tokio::task::spawn_blocking(move || open(&data)).await;
         let opened = opened.map_err(|error| ProcessError::Ended(format!("opening the directory: {error}")))?;
         let (directory, store, history) = opened?;
@@ -174,8 +168,7 @@ impl Shell {
         let (lease, vitals) = (Lease::default(), Vitals::default());
         let partitions = partitions::Options {
             directory: directory.path().join(PARTITIONS),
-            settings: replicas::Settings { catch_up_rate, ..replicas::Settings::default() },
-            stray_retention,
+            records,
             client: client.clone(),
             subjects: subjects.clone(),
             events: events.clone(),
