@@ -370,22 +370,31 @@ async fn who_is_behind_asks_for_many_answers_at_once_and_goes_on_where_their_lea
     let mut reading = consumer(&cluster, config).await;
     reading.assign_from([(partition.clone(), SeekTo::Beginning)]);
     reading.stop_at(&partition, Offset(COUNT as i64)).unwrap();
-    let mut next = 0;
+    let described = cluster.run("topic describe behind").unwrap();
+    let mut leader = cluster.storage.remove(described["partitions"][0]["leader"].as_u64().unwrap() as usize);
+    // While answers are on their way: nobody waits for it.
+    let (kill, told) = tokio::sync::oneshot::channel();
+    let killing = tokio::task::spawn_blocking(move || {
+        told.blocking_recv().unwrap();
+        leader.kill();
+    });
+    let (mut next, mut kill, mut requests) = (0, Some(kill), Vec::<DataFetch>::new());
     while let Some(record) = reading.recv().await {
         let record = record.unwrap();
         assert_eq!(record.offset.0 as usize, next);
         assert_eq!(record.value.as_deref(), Some(format!("{next:>100}").as_bytes()));
         next += 1;
-        if next == COUNT / 2 {
-            let described = cluster.run("topic describe behind").unwrap();
-            let leader = described["partitions"][0]["leader"].as_u64().unwrap() as usize;
-            cluster.storage[leader].kill();
+        if next == COUNT / 4 {
+            requests = std::iter::from_fn(|| asked.next().now_or_never().flatten())
+                .map(|message| serde_json::from_slice(&message.payload).unwrap())
+                .collect();
+            // Or there would be no "no responders" while nobody leads.
+            asked.unsubscribe().await.unwrap();
+            kill.take().unwrap().send(()).unwrap();
         }
     }
+    killing.await.unwrap();
     assert_eq!(next, COUNT);
-    let requests: Vec<DataFetch> = std::iter::from_fn(|| asked.next().now_or_never().flatten())
-        .map(|message| serde_json::from_slice(&message.payload).unwrap())
-        .collect();
     let most = requests.iter().filter_map(|request| request.answers).max();
     assert!(most.is_some_and(|most| most > 1), "{requests:?}");
     assert!(requests.windows(2).all(|pair| pair[0].offset <= pair[1].offset), "{requests:?}");

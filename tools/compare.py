@@ -34,7 +34,7 @@ SIZES = (1024, 100)
 IN_FLIGHT = 4000
 # What each of dmq's storage nodes leaves in the page cache of what it wrote last (0: all).
 PAGE_CACHE_BYTES = 1 << 30
-# What is read back: as much as stays in the page cache with every peer, and is read in some ten seconds.
+# What is read back, in some ten seconds: the peers have it in the page cache, dmq on its disk but for the last PAGE_CACHE_BYTES.
 READ_BYTES = 8 << 30
 POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
 <groupId>dmq</groupId><artifactId>compare</artifactId><version>1</version><dependencies>
@@ -85,10 +85,12 @@ def main() -> int:
     # How many records dmq needs for so many seconds: measured with a first short run.
     rates: dict[tuple[int, int], float] = {}
     begun = 0
+    # Rounds of other terms are not comparable.
+    terms = {"seconds": args.seconds, "skip": args.skip, "data": str(args.data), "pageCacheBytes": PAGE_CACHE_BYTES}
     if args.json and args.json.exists():
         kept = json.loads(args.json.read_text(encoding="utf-8"))
-        if kept["seconds"] != args.seconds:
-            raise SystemExit(f"{args.json} has rounds of {kept['seconds']} s; take another file, or --seconds {kept['seconds']}")
+        if kept.get("terms") != terms:
+            raise SystemExit(f"{args.json} has rounds of {kept.get('terms')}, not of {terms}: take another file")
         results, begun = kept["results"], kept["rounds"]
 
     def note(name: str, value: float | None) -> None:
@@ -103,8 +105,10 @@ def main() -> int:
                 compared(args, kafka, replicas, size, number == 0, rates, note)
         if args.json:
             # Only whole rounds: one that is broken off is taken anew.
-            kept = {"seconds": args.seconds, "rounds": number + 1, "results": results}
-            args.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+            aside = args.json.with_suffix(".tmp")
+            kept = {"terms": terms, "rounds": number + 1, "results": results}
+            aside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+            aside.replace(args.json)
     print(table(results, args))
     return 0
 
@@ -324,7 +328,7 @@ def table(results: dict[str, list[float]], args: argparse.Namespace) -> str:
         "", f"{os.cpu_count()} cores, {os.uname().release}, {version}, Kafka {KAFKA} with 1 GB of heap a process. In flight: dmq "
         "5 batches a partition of what its producer takes by default, JetStream 4,000 publishes, Kafka 5 requests of 128 KiB "
         "batches. All servers and clients share the cores, and every nats-server has GOGC=400. dmq's storage nodes have "
-        f"`page_cache_bytes={PAGE_CACHE_BYTES}`.",
+        f"`page_cache_bytes={PAGE_CACHE_BYTES}`, so that most of what is read back comes from their disks, and the peers' from memory.",
     ]  # fmt: skip
     return "\n".join(lines)
 

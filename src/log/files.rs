@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::page_cache::PageCache;
+use super::page_cache::{self, Old, PageCache};
 use crate::disk::{Disk, ReadFile, WriteFile};
 
 /// A file that is written by one thread at a time.
@@ -66,8 +66,12 @@ impl Files {
 
     /// A file is durable up to here: what is older may leave the page cache.
     pub(super) fn was_synced(&self, path: &Path, end: u64) {
-        let Some(old) = self.page_cache().map(|mut cache| cache.synced(path, end)) else { return };
-        for (path, range) in old {
+        let old = self.page_cache().map(|mut cache| cache.synced(path, end));
+        self.let_go(old);
+    }
+
+    fn let_go(&self, old: Option<Old>) {
+        for (path, range) in old.into_iter().flatten() {
             // What cannot be opened is gone.
             if let Ok(file) = self.reader(&path) {
                 file.let_go(range);
@@ -75,14 +79,12 @@ impl Files {
         }
     }
 
-    /// This was read, and stays in the page cache only where it would without that. Whoever reads so far back will go on: while the
-    /// answer is on its way, the disk reads what comes next.
-    pub(super) fn was_read(&self, file: &dyn ReadFile, path: &Path, range: Range<u64>) {
-        // What was read a moment ago is not yet where the kernel could let go of it, and it would wait for all processors.
-        const BEHIND: u64 = 2 << 20;
-        if self.page_cache().is_some_and(|cache| !cache.keeps(path, range.start)) {
-            let next = range.end..2 * range.end - range.start;
-            file.let_go(range.start.saturating_sub(2 * BEHIND)..range.start.saturating_sub(BEHIND));
+    /// This was read, and stays in the page cache only where it would without that: what is known to be new, and what may be. Whoever
+    /// reads further back will go on: while the answer is on its way, the disk reads what comes next.
+    pub(super) fn was_read(&self, file: &dyn ReadFile, path: &Path, range: &Range<u64>, may_be_new: bool) {
+        if self.page_cache().is_some_and(|cache| !cache.keeps(path, range.start).unwrap_or(may_be_new)) {
+            let [gone, next] = page_cache::passing(range);
+            file.let_go(gone);
             file.will_need(next);
         }
     }
@@ -141,14 +143,25 @@ impl Files {
     pub(super) fn change<T>(&self, path: &Path, act: impl FnOnce(&dyn Disk) -> io::Result<T>) -> io::Result<T> {
         let result = act(&*self.disk);
         self.forget(path);
-        if let Some(mut cache) = self.page_cache() {
-            cache.forget(|other| other == path);
-        }
         result
     }
 
-    /// Keeps the file open no longer.
+    /// Keeps a file open no longer to which nothing more is appended.
+    pub(super) fn close(&self, path: &Path) {
+        let old = self.page_cache().map(|mut cache| cache.closed(path));
+        self.let_go(old);
+        self.forget_handles(path);
+    }
+
+    /// Keeps a file open no longer that is gone, cut, or another one.
     pub(super) fn forget(&self, path: &Path) {
+        if let Some(mut cache) = self.page_cache() {
+            cache.forget(path);
+        }
+        self.forget_handles(path);
+    }
+
+    fn forget_handles(&self, path: &Path) {
         let mut open = self.lock();
         open.changes += 1;
         let closed = (open.readers.remove(path), open.writers.remove(path));
@@ -160,7 +173,7 @@ impl Files {
     /// To be called after a folder got another name.
     pub(super) fn forget_below(&self, dir: &Path) {
         if let Some(mut cache) = self.page_cache() {
-            cache.forget(|path| path.starts_with(dir));
+            cache.forget_below(dir);
         }
         let mut open = self.lock();
         open.changes += 1;

@@ -18,9 +18,7 @@ use crate::config::services::DataTarget;
 use crate::log::TopicPartition;
 use crate::types::{LeaderEpoch, Offset, TopicId};
 use crate::wire::Code;
-use crate::wire::data::{
-    DataFetch, FORMAT_BATCH, FetchedHead, MAX_ANSWERS, OffsetsRequest, PartitionOffsets, header, op,
-};
+use crate::wire::data::{DataFetch, FORMAT_BATCH, FetchedHead, OffsetsRequest, PartitionOffsets, header, op};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 const LONGEST_BACKOFF: Duration = Duration::from_millis(250);
@@ -74,8 +72,10 @@ pub(super) struct Fetcher {
     pub partition: Arc<TopicPartition>,
     pub generation: u64,
     pub reports: mpsc::Sender<Report>,
-    /// How many bytes one fetch asks for.
+    /// How many bytes one answer may have.
     pub bytes: u32,
+    /// How many answers one fetch may ask for.
+    pub answers: usize,
 }
 
 /// What is known of the last record that was read before, where an offset was committed.
@@ -148,20 +148,21 @@ impl Fetcher {
         }
         trouble = Trouble::new();
         loop {
-            let Ok(room) = self.room(&place).await else { return };
+            let Ok(room) = self.room(&place, &trouble).await else { return };
             if self.fetch(&mut place, room, &mut trouble).await.is_err() {
                 return;
             }
         }
     }
 
-    /// Room for an answer. Where there is much to read, and nobody else needs the room, for some more, so that one is read and
-    /// carried while another one is taken.
-    async fn room(&self, place: &Place) -> Result<Vec<OwnedSemaphorePermit>, Over> {
+    /// Room for an answer. Where there is much to read, answers come, and nobody else needs the room, for some more, so that one is
+    /// read and carried while another one is taken.
+    async fn room(&self, place: &Place, trouble: &Trouble) -> Result<Vec<OwnedSemaphorePermit>, Over> {
         let budget = || Arc::clone(&self.shared.budget);
         let mut room = vec![budget().acquire_many_owned(self.bytes).await.map_err(|_| Over)?];
         while place.is_behind()
-            && room.len() < MAX_ANSWERS as usize
+            && trouble.since.is_none()
+            && room.len() < self.answers
             && let Ok(more) = budget().try_acquire_many_owned(self.bytes)
         {
             room.push(more);
@@ -181,7 +182,7 @@ impl Fetcher {
             DataTarget::Partition(self.partition.partition),
             &self.partition.topic,
         );
-        let mut timeout = self.shared.config.fetch_max_wait + trouble.grace;
+        let timeout = self.shared.config.fetch_max_wait + trouble.grace;
         let mut until = Instant::now() + timeout;
         let mut answers = match self.ask(place, &subject, room.len() as u32, timeout).await {
             Ok(answers) => answers,
@@ -198,9 +199,13 @@ impl Fetcher {
                 }
             };
             // Of a leader that did not know yet that its time was over.
-            if head.offset != place.offset || head.leader_epoch < place.epoch {
+            if head.offset < place.offset || head.leader_epoch < place.epoch {
                 room.push(permit);
                 continue;
+            }
+            // The one before was lost: those behind it are of no use.
+            if head.offset > place.offset {
+                return Ok(());
             }
             match chunk::verify(&batches) {
                 Ok(epoch) => {
@@ -210,7 +215,6 @@ impl Fetcher {
                     if !more {
                         return Ok(());
                     }
-                    timeout = trouble.grace;
                     until = Instant::now() + timeout;
                 }
                 // Once more, in case that it was the way here.
@@ -399,6 +403,7 @@ impl Fetcher {
         };
         tracing::warn!(partition = %self.partition, offset = %place.offset, %to, "the log has no such offset");
         (place.offset, place.epoch, place.last) = (to, stands.leader_epoch, None);
+        place.high_watermark = None;
         self.report_begin(place).await
     }
 
@@ -409,7 +414,7 @@ impl Fetcher {
             return self.fail(ConsumeError::Truncated { partition, offset, end }).await;
         }
         tracing::warn!(partition = %self.partition, %offset, %end, "the log was cut off");
-        (place.offset, place.last) = (end, None);
+        (place.offset, place.last, place.high_watermark) = (end, None, None);
         self.report_begin(place).await
     }
 

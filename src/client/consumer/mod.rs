@@ -21,7 +21,7 @@ use crate::client::{Admin, Leaders};
 use crate::config::Services;
 use crate::log::TopicPartition;
 use crate::types::{LeaderEpoch, Offset, TopicId, TopicName};
-use crate::wire::data::CommitOffset;
+use crate::wire::data::{CommitOffset, MAX_ANSWERS};
 use chunk::Chunk;
 use fetcher::{Before, Event, Fetched, Fetcher, Report, Shared};
 
@@ -205,12 +205,16 @@ impl Consumer {
         let config = &self.shared.config;
         let budget = config.max_prefetch_bytes.clamp(LEAST_FETCH_BYTES, Semaphore::MAX_PERMITS);
         let most = (config.max_partition_fetch_bytes as usize).max(LEAST_FETCH_BYTES).min(budget);
+        // A partition's share is never more than what the others leave for it: who is not answered keeps nobody waiting.
+        let bytes = (budget / count).clamp(LEAST_FETCH_BYTES, most);
+        let answers = (budget / count / bytes).clamp(1, MAX_ANSWERS as usize);
         let fetcher = Fetcher {
             shared: Arc::clone(&self.shared),
             partition: Arc::clone(&name),
             generation: self.generations,
             reports: self.reports.0.clone(),
-            bytes: (budget / count).clamp(LEAST_FETCH_BYTES, most) as u32,
+            bytes: bytes as u32,
+            answers,
         };
         let fetcher = tokio::spawn(fetcher.run(start, before)).abort_handle();
         let generation = self.generations;

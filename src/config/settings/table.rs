@@ -98,8 +98,7 @@ pub(super) const SPECS: &[Spec] = &[
         "page_cache_bytes",
         (0, 1 << 50),
         "0",
-        "how much of the records that it wrote last a storage node leaves in the operating system's page cache; 0 is as much as there is \
-         memory",
+        "how much of the records that it wrote last a storage node leaves in the page cache (on Linux); 0 is as much as there is memory",
     ),
     number(
         "stray_retention_ms",

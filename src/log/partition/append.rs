@@ -226,7 +226,7 @@ impl Log {
                 return Err(if removed.is_ok() { error } else { self.poison(error) });
             }
         };
-        self.files.forget(&self.path(self.active().base, LOG));
+        self.files.close(&self.path(self.active().base, LOG));
         self.segments.insert(base, segment);
         self.end = base;
         self.synced = base;

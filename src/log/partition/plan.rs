@@ -82,6 +82,8 @@ struct Part {
     /// What its offsets are below.
     bound: Offset,
     bytes: u64,
+    /// Records are appended to it.
+    is_active: bool,
     log: PathBuf,
     index: PathBuf,
     place: Searched<OffsetEntry>,
@@ -125,6 +127,7 @@ impl Log {
             base: segment.base,
             bound: self.upper_bound(segment.base),
             bytes: segment.bytes,
+            is_active: segment.base == self.active().base,
             log: self.path(segment.base, LOG),
             index: self.path(segment.base, INDEX),
             place: segment.floor_in_memory(offset),
@@ -209,7 +212,7 @@ impl ReadPlan {
         loop {
             let mut bytes = BytesMut::zeroed(wanted);
             let read = disk::read_full(&*file, position, &mut bytes)?;
-            self.files.was_read(&*file, &part.log, position..position + read as u64);
+            self.files.was_read(&*file, &part.log, &(position..position + read as u64), part.is_active);
             bytes.truncate(read);
             match whole_batches(&bytes, self.below, part.bound) {
                 // The first batch is larger than what was asked for.

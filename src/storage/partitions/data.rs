@@ -232,6 +232,7 @@ impl Worker {
             max_bytes,
             min_bytes: fetch.min_bytes.map_or(1, |bytes| (bytes as usize).min(max_bytes)),
             until: now + wait,
+            begun: now,
             format,
             leader_epoch: fetch.leader_epoch,
             answers,

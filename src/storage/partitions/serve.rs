@@ -20,7 +20,7 @@ use crate::log::{LogError, ReadPlan, TimePlan, TopicPartition};
 use crate::process::Clock;
 use crate::storage::core::{Call, CallError, Place};
 use crate::storage::subjects::Subjects;
-use crate::types::{LeaderEpoch, Monotonic, Offset, StorageId};
+use crate::types::{LeaderEpoch, Offset, StorageId};
 use crate::wire::data::{FetchedHead, FoundOffset, OffsetsRequest, PartitionOffsets};
 use crate::wire::replica::ReplicaFetch;
 
@@ -117,7 +117,7 @@ enum Read {
 
 impl Reading {
     /// `room` is what one message holds.
-    fn carry_out(self, now: Monotonic, room: usize) -> Read {
+    fn carry_out(self, clock: Clock, room: usize) -> Read {
         let Self { plan, mut head, mut fetch, id, limit } = self;
         let fetched = match plan.read() {
             Ok(fetched) => fetched,
@@ -128,6 +128,7 @@ impl Reading {
             }
         };
         let is_all = fetched.next_offset >= head.high_watermark;
+        let now = clock.monotonic();
         if fetched.batches.len() < fetch.min_bytes && is_all && now < fetch.until {
             fetch.beyond = head.high_watermark;
             return Read::Again(fetch);
@@ -197,8 +198,8 @@ impl Hub {
         let hub = self.clone();
         self.runtime.spawn(async move {
             let Ok(_permit) = Arc::clone(&hub.reads).acquire_owned().await else { return };
-            let (now, room) = (hub.clock.monotonic(), hub.max_payload());
-            match tokio::task::spawn_blocking(move || reading.carry_out(now, room)).await {
+            let (clock, room) = (hub.clock, hub.max_payload());
+            match tokio::task::spawn_blocking(move || reading.carry_out(clock, room)).await {
                 Ok(Read::Answer { reply, then }) if hub.lease.holds(hub.clock) => {
                     hub.reply(reply).await;
                     // It is read while NATS carries the one before.
