@@ -174,6 +174,72 @@ fn damage_that_is_found_at_the_start_is_copied_anew_or_told_where_there_is_no_ot
     assert_eq!(read_on(&stranger, "lone", 500), (vec!["more".to_owned()], None));
 }
 
+/// A node that was elected and never heard of it begins with metadata by which it follows another one, and has all that there is.
+#[test]
+fn what_the_last_in_sync_replica_has_is_not_cut_before_it_knows_that_it_is_the_last() {
+    let mut cluster = Cluster::start(1, 2);
+    cluster.await_healthy();
+    cluster
+        .run("topic create orders --replication-factor 2 --config min.insync.replicas=1 --config max.message.bytes=65536")
+        .unwrap();
+    let text = lines(0..500);
+    produce(&cluster, "orders", &text);
+    let first = leader(&cluster, "orders").unwrap();
+    let last = 1 - first;
+    cluster.storage[last].pause();
+    cluster.storage[first].kill();
+    cluster.await_that("the other one is elected", || match partition(&cluster, "orders")? {
+        partition if partition["leader"] == last && partition["isr"] == json!([last]) => Ok(()),
+        partition => Err(partition.to_string()),
+    });
+    cluster.storage[last].kill();
+    flip_in_the_middle(&segments(&cluster, last, "orders")[0]);
+    cluster.storage[last] = cluster.node(last as u32);
+    let stranger = Stranger::new(&cluster.nats);
+    cluster.await_that("it serves", || {
+        let stands = stranger.try_ask("dmq.data.offsets.0.orders", "")?;
+        let stands = String::from_utf8_lossy(&stands).into_owned();
+        if stands.contains("highWatermark") { Ok(()) } else { Err(stands) }
+    });
+    let (before, error) = read_on(&stranger, "orders", 0);
+    assert_eq!(error.expect("an error in place of the damaged records")["code"], "CORRUPT_MESSAGE");
+    assert!(text.lines().take(before.len()).eq(before.iter().map(String::as_str)) && before.len() < 400);
+    let (behind, error) = read_on(&stranger, "orders", 450);
+    assert_eq!(
+        (behind, error),
+        (text.lines().skip(450).map(str::to_owned).collect(), None),
+        "what lies behind is served"
+    );
+}
+
+#[test]
+fn what_groups_committed_is_told_as_far_as_it_can_be_read() {
+    let mut cluster = Cluster::start(1, 1);
+    cluster.await_healthy();
+    let stranger = Stranger::new(&cluster.nats);
+    let asked = |op: &str, request: &Value| {
+        let answer = stranger.try_ask(&format!("dmq.data.{op}.auto.__consumer_offsets"), request.to_string())?;
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        if answer["error"].is_null() { Ok(answer) } else { Err(answer.to_string()) }
+    };
+    for number in 0..10 {
+        let topic = format!("topic-{number}");
+        let offset = json!({ "topic": topic, "partition": 0, "offset": 7, "metadata": "x".repeat(4_000) });
+        let request = json!({ "group": "readers", "offsets": [offset] });
+        cluster.await_that("it is committed", || asked("commit", &request));
+    }
+    let folder = cluster.folder.path().join("storage-0/partitions");
+    let partitions = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let log = partitions
+        .map(|path| path.join("00000000000000000000.log"))
+        .max_by_key(|path| std::fs::metadata(path).map_or(0, |metadata| metadata.len()));
+    cluster.storage[0].kill();
+    flip_in_the_middle(&log.unwrap());
+    cluster.storage[0] = cluster.node(0);
+    let told = cluster.await_that("it is told", || asked("committed", &json!({ "group": "readers" })));
+    assert_eq!(told["offsets"].as_array().unwrap().len(), 9, "all but the one that is damaged: {told}");
+}
+
 /// A small file system of its own. Its users may still have files open when it goes.
 struct Mount(PathBuf);
 

@@ -18,7 +18,7 @@ use crate::storage::core::{
 };
 use crate::storage::replicas::{
     Acks, Append, AppendError, Effect, Faults, Input, Led, Log, LogEnd, Replicas, Retry, Settings, Standing,
-    resignation,
+    declines_to, resignation,
 };
 use crate::types::{Monotonic, Offset, StorageId};
 
@@ -227,6 +227,8 @@ impl World {
         for (place, assignment) in assigned {
             replicas.held.insert(place, assignment.clone());
             if replicas.standing(place).is_some_and(|standing| replicas.faults.stays_closed(now, place, standing)) {
+                let leader = replicas.follows_as.and_then(|me| declines_to(&assignment, me));
+                inputs.extend(leader.map(|leader| Input::Declined { place, leader }));
                 resigning.push(place);
                 continue;
             }
@@ -258,6 +260,10 @@ impl World {
         }
         replicas.listening.remove(&place);
         replicas.engine.take(now, Input::Unassigned(place), &mut replicas.more);
+        let held = replicas.follows_as.zip(replicas.held.get(&place));
+        if let Some(leader) = held.and_then(|(me, assignment)| declines_to(assignment, me)) {
+            replicas.engine.take(now, Input::Declined { place, leader }, &mut replicas.more);
+        }
         self.seen.event("replica given up");
         self.note(|| format!("{} gives up {}.{}", name(proc), place.0, place.1));
         self.resign(proc, place);

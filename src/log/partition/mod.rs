@@ -135,10 +135,9 @@ impl Log {
     /// copies on from there. Nothing before it is missing.
     ///
     /// Whether that takes something that counted, the log cannot know: a loss of power tears only what was never synced, so
-    /// never acknowledged; a bad disk spoils anything. It does not if it is at or behind the high watermark that the replica
-    /// remembers. Otherwise the replica has lost records that others count on it for: it must leave the in-sync replicas before
-    /// it cuts, and come back as one that copies. A leader that has no other replica to copy from keeps the rest and serves it;
-    /// reading goes on behind each range.
+    /// never acknowledged; a bad disk spoils anything. So the replica must leave the in-sync replicas before it cuts, and come
+    /// back as one that copies. A leader that has no other replica to copy from keeps the rest and serves it; reading goes on
+    /// behind each range.
     pub fn first_damage(&self) -> Option<Offset> {
         self.damages.iter().map(|damage| damage.offsets.start).min()
     }

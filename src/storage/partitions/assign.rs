@@ -9,7 +9,7 @@ use super::tail::Tail;
 use super::worker::Worker;
 use crate::log::{Log, LogConfig, LogError, TopicPartition, WantedLog};
 use crate::storage::core::{Place, Unassigned};
-use crate::storage::replicas::Input;
+use crate::storage::replicas::{Input, declines_to, may_cut};
 use crate::types::Monotonic;
 
 /// How many logs are opened at a time, and how many directories removed.
@@ -78,6 +78,7 @@ impl Worker {
         let place = held.place;
         self.held.insert(place, held.clone());
         if self.stays_closed(now, place) {
+            self.close(now, place);
             return self.resign(place);
         }
         self.take_up(now, held, opened);
@@ -86,10 +87,14 @@ impl Worker {
     /// `opened`: the log, where it was opened with others.
     pub(super) fn take_up(&mut self, now: Monotonic, held: Held, opened: Option<Result<Log, LogError>>) {
         let Held { place, id, config, is_relaxed, assignment } = held;
-        let follows = assignment.leader.is_some() && assignment.leader != self.me;
+        let follows = self.me().is_some_and(|me| declines_to(&assignment, me).is_some());
+        let may_cut = self.member.is_some_and(|member| may_cut(&assignment, member, &self.peers));
         if follows && self.faults.damage(place).is_some() {
-            // Out of the way, so that it is opened and cut.
-            self.give(now, Input::Unassigned(place));
+            // Out of the way, so that it is opened and cut, or leaves the in-sync replicas before that.
+            self.close(now, place);
+            if !may_cut {
+                return;
+            }
         }
         let log = match self.engine.log_mut(place) {
             Some(known) => {
@@ -97,7 +102,8 @@ impl Worker {
                 known.is_relaxed = is_relaxed;
                 None
             }
-            None => match self.open(&id, place, config, opened).and_then(|log| self.mend(place, log, follows)) {
+            None => match self.open(&id, place, config, opened).and_then(|log| self.mend(place, log, may_cut)) {
+                Ok(_) if follows && self.faults.damage(place).is_some() => return self.close(now, place),
                 Ok(log) => {
                     Some(PartitionLog { log, is_relaxed, clock: self.clock, tail: Tail::new(self.tails.clone()) })
                 }
@@ -107,18 +113,20 @@ impl Worker {
         self.give(now, Input::Assigned { place, assignment, log });
     }
 
-    /// A follower's log is cut where it is damaged: its leader has the rest. A leader's is not, and it shall not lead.
-    fn mend(&mut self, place: Place, mut log: Log, follows: bool) -> Result<Log, LogError> {
+    /// A log is cut where it is damaged, where it may be: its leader has the rest. Any other is left as it is, and shall not lead.
+    fn mend(&mut self, place: Place, mut log: Log, may_cut: bool) -> Result<Log, LogError> {
         let found = log.first_damage();
         let known = self.faults.damage(place);
         let Some(start) = [found, known].into_iter().flatten().min() else { return Ok(log) };
-        if follows {
+        if may_cut {
             log.truncate_to(start, millis(self.clock.wall()))?;
             tracing::warn!(partition = %log.id(), from = %start, "copies anew what was damaged");
             self.forget_fault(place);
         } else if let Some(damage) = log.damages().first() {
             let (partition, damage) = (log.id().clone(), Box::new(damage.clone()));
-            self.unreadable(place, &LogError::Damaged { partition, damage });
+            if self.note_damage(place, &LogError::Damaged { partition, damage }) {
+                self.resign(place);
+            }
         }
         Ok(log)
     }

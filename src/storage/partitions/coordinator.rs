@@ -138,9 +138,21 @@ impl Worker {
                 self.load(place, next);
             }
             Err(error) => {
-                // The next request begins anew.
-                tracing::warn!(error = %answer::log_error(&error), "groups' offsets were not read");
-                self.coordinators.remove(&place);
+                self.unreadable(place, &error);
+                match error {
+                    // Nobody has it any more: what was committed in that range falls back to the commits before.
+                    LogError::Damaged { damage, .. } if self.is_alone(place) => {
+                        if let Some(coordinator) = self.coordinators.get_mut(&place) {
+                            coordinator.groups = groups;
+                        }
+                        self.load(place, damage.offsets.end);
+                    }
+                    // The next request begins anew.
+                    error => {
+                        tracing::warn!(error = %answer::log_error(&error), "groups' offsets were not read");
+                        self.coordinators.remove(&place);
+                    }
+                }
             }
         }
     }

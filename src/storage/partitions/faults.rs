@@ -8,7 +8,7 @@ use super::log::Failure;
 use super::worker::Worker;
 use crate::log::LogError;
 use crate::storage::core::Place;
-use crate::storage::replicas::{Faults, Input, Retry, Standing, resignation};
+use crate::storage::replicas::{Faults, Input, Retry, Standing, declines_to, resignation};
 use crate::types::{Monotonic, Offset};
 use crate::wire::Health;
 
@@ -92,22 +92,48 @@ impl Worker {
             if let Some(held) = self.engine.log(place).filter(|held| !held.is_relaxed) {
                 self.directory.distrust(&held.log);
             }
-            self.give(now, Input::Unassigned(place));
-            self.silence(place);
+            self.close(now, place);
             self.resign(place);
+        }
+    }
+
+    /// The replica is held, and takes part in nothing.
+    pub(super) fn close(&mut self, now: Monotonic, place: Place) {
+        self.give(now, Input::Unassigned(place));
+        self.silence(place);
+        let leader = self.me().zip(self.held.get(&place)).and_then(|(me, held)| declines_to(&held.assignment, me));
+        if let Some(leader) = leader {
+            self.give(now, Input::Declined { place, leader });
         }
     }
 
     /// Records cannot be read that once were written.
     pub(super) fn unreadable(&mut self, place: Place, error: &LogError) {
+        if !self.note_damage(place, error) {
+            return;
+        }
+        self.resign(place);
+        // Who follows copies it anew, and a leader only once another one leads.
+        if let Some(held) = self.held.get(&place).cloned() {
+            self.take_up(self.clock.monotonic(), held, None);
+        }
+    }
+
+    /// Whether it is damage, and the first that is known of.
+    pub(super) fn note_damage(&mut self, place: Place, error: &LogError) -> bool {
         let damage = damage(error);
         if damage.is_none() || self.faults.damage(place).is_some() {
-            return;
+            return false;
         }
         tracing::error!(%error, "records are damaged");
         self.faults.note(self.clock.monotonic(), place, error.to_string(), damage);
         self.vitals.set_faults(&self.faults);
-        self.resign(place);
+        true
+    }
+
+    /// Whether no other replica is in sync.
+    pub(super) fn is_alone(&self, place: Place) -> bool {
+        self.standing(place).is_some_and(Standing::is_alone)
     }
 
     /// The replica works again, or is gone.
@@ -120,7 +146,7 @@ impl Worker {
     /// Asks that another in-sync replica leads, if this node does and there is one.
     pub(super) fn resign(&mut self, place: Place) {
         let wish = self
-            .me
+            .me()
             .zip(self.held.get(&place))
             .and_then(|(me, held)| resignation(place, &held.assignment, me, &self.peers));
         if let Some(wish) = wish {
@@ -131,7 +157,7 @@ impl Worker {
     /// None where this node does not hold it.
     fn standing(&self, place: Place) -> Option<Standing> {
         let assignment = &self.held.get(&place)?.assignment;
-        Some(Standing::new(assignment, self.me?, self.engine.log(place).is_none()))
+        Some(Standing::new(assignment, self.me()?, self.engine.log(place).is_none()))
     }
 
     /// Whether a log that failed is to stay closed for now.

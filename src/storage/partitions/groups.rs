@@ -48,8 +48,7 @@ impl Groups {
     /// Takes in what whole batches say. Records that are none of ours are passed over.
     pub(super) fn take_in(&mut self, mut batches: Bytes, limit: usize) {
         while let Ok(header) = BatchHeader::parse(&batches) {
-            let Ok(records) = batch::records(&batches, limit) else { return };
-            for record in records.map_while(Result::ok) {
+            for record in batch::records(&batches, limit).into_iter().flatten().map_while(Result::ok) {
                 let decoded = record.key.and_then(|key| decode(&key, record.value.as_deref()));
                 if let Some((group, mut offset)) = decoded {
                     offset.topic_id = topic_id(&record.headers);

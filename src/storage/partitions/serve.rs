@@ -54,8 +54,8 @@ pub(super) struct Finding {
 }
 
 impl Finding {
-    /// What is answered, or the request, which has to be looked at again.
-    fn carry_out(self) -> Result<Reply, Box<Command>> {
+    /// What is answered, with what kept it from being found; or the request, which has to be looked at again.
+    fn carry_out(self) -> Result<(Reply, Option<LogError>), Box<Command>> {
         let Self { plan, mut stands, place, request, reply } = self;
         match plan.find() {
             Ok(found) => {
@@ -65,13 +65,13 @@ impl Finding {
                     timestamp: Some(found.timestamp),
                     leader_epoch: found.epoch,
                 });
-                Ok(Reply::json(reply, &stands))
+                Ok((Reply::json(reply, &stands), None))
             }
             Err(LogError::Changed { .. }) => {
                 let request = Request::Offsets(request);
                 Err(Box::new(Command::Data { place, request, reply: Some(reply), _permit: None }))
             }
-            Err(error) => Ok(Reply::error(reply, &answer::log_error(&error))),
+            Err(error) => Ok((Reply::error(reply, &answer::log_error(&error)), Some(error))),
         }
     }
 }
@@ -221,13 +221,20 @@ impl Hub {
 
     /// Looks for a time, and answers.
     pub(super) fn find(&self, finding: Finding) {
-        let hub = self.clone();
+        let (hub, place) = (self.clone(), finding.place);
         self.runtime.spawn(async move {
             let Ok(_permit) = Arc::clone(&hub.reads).acquire_owned().await else { return };
             match tokio::task::spawn_blocking(move || finding.carry_out()).await {
-                Ok(Ok(reply)) if hub.lease.holds(hub.clock) => hub.reply(reply).await,
+                Ok(Ok((reply, error))) => {
+                    if let Some(error) = error {
+                        hub.command(Command::Unreadable { place, error }).await;
+                    }
+                    if hub.lease.holds(hub.clock) {
+                        hub.reply(reply).await;
+                    }
+                }
                 Ok(Err(again)) => hub.command(*again).await,
-                Ok(Ok(_)) | Err(_) => {}
+                Err(_) => {}
             }
         });
     }

@@ -126,6 +126,7 @@ impl Worker {
             Err(error) => {
                 self.upkeep.has_more = false;
                 tracing::warn!(%error, "old records stay");
+                self.unreadable(place, &error);
                 true
             }
         }

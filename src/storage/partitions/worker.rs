@@ -22,7 +22,7 @@ use super::{Command, Held, Lease, Options, RecordSettings, StartError};
 use crate::disk::RealDisk;
 use crate::log::{DEFAULT_OPEN_FILES, Log, LogDirectory, TopicPartition};
 use crate::process::Clock;
-use crate::storage::core::{self, InSyncWish, Peer, Place, Token};
+use crate::storage::core::{self, InSyncWish, Member, Peer, Place, Token};
 use crate::storage::replicas::{self, Effect, Faults, Input, Led, LogEnd, Replicas};
 use crate::storage::shell::Event;
 use crate::types::{Monotonic, StorageId};
@@ -37,7 +37,7 @@ pub(super) struct Worker {
     pub(super) held: BTreeMap<Place, Held>,
     pub(super) changes: Changes,
     pub(super) peers: BTreeMap<StorageId, Peer>,
-    pub(super) me: Option<StorageId>,
+    pub(super) member: Option<Member>,
     pub(super) faults: Faults,
     pub(super) vitals: Vitals,
     pub(super) lag_at: Monotonic,
@@ -87,7 +87,7 @@ pub(super) fn start(
         held: BTreeMap::new(),
         changes: Changes::default(),
         peers: BTreeMap::new(),
-        me: None,
+        member: None,
         faults: Faults::default(),
         vitals: vitals.clone(),
         lag_at: Monotonic(0),
@@ -202,7 +202,7 @@ impl Worker {
     async fn command(&mut self, now: Monotonic, command: Command) {
         match command {
             Command::Member(member) => {
-                self.me = Some(member.storage);
+                self.member = Some(member);
                 self.give(now, Input::Member(member));
                 self.listen_to_followers(member.storage);
             }
@@ -281,6 +281,10 @@ impl Worker {
     /// The name of a partition that this node holds.
     pub(super) fn id(&self, place: Place) -> Option<&TopicPartition> {
         Some(&self.held.get(&place)?.id)
+    }
+
+    pub(super) fn me(&self) -> Option<StorageId> {
+        Some(self.member?.storage)
     }
 
     /// How a partition stands that is led here, while anything may be said of it.

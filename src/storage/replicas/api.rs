@@ -145,6 +145,11 @@ pub enum Input<L> {
     },
     /// It holds it no longer.
     Unassigned(Place),
+    /// It holds it, and its log is closed: its leader, which is another node, is not to wait for it.
+    Declined {
+        place: Place,
+        leader: StorageId,
+    },
     /// Whether it may serve what it leads.
     MayLead(bool),
     Disconnected,

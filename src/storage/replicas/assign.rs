@@ -176,6 +176,12 @@ impl<L: Log> Replicas<L> {
             self.unflushed.remove(&place);
         }
     }
+
+    pub(super) fn decline(&mut self, now: Monotonic, place: Place, leader: StorageId) {
+        if !self.held.contains_key(&place) {
+            self.links.entry(leader).or_insert_with(|| Link::new(now)).decline(place);
+        }
+    }
 }
 
 fn leader_settings(settings: &Settings, assignment: &Assignment) -> LeaderSettings {

@@ -93,6 +93,11 @@ impl Link {
         }
     }
 
+    /// The leader may never have been told of it, and counts on it all the same: it was led by another before.
+    pub(super) fn decline(&mut self, place: Place) {
+        self.dropped.insert(place);
+    }
+
     pub(super) fn flushed(&mut self, now: Monotonic, place: Place, all: bool) {
         if !self.unflushed.contains(&place) {
             return;

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 pub use api::{Acks, Append, AppendError, Effect, Input, Log, LogEnd, Read, Settings};
-pub use faults::{Faults, Retry, Standing, resignation};
+pub use faults::{Faults, Retry, Standing, declines_to, may_cut, resignation};
 
 use crate::replication::{Follower, InSync, Leader};
 use crate::storage::core::{Assignment, Call, Member, Peer, Place, Token};
@@ -134,6 +134,7 @@ impl<L: Log> Replicas<L> {
             Input::Peers(peers) => self.set_peers(peers),
             Input::Assigned { place, assignment, log } => self.assign(now, place, assignment, log, out),
             Input::Unassigned(place) => self.unassign(place, out),
+            Input::Declined { place, leader } => self.decline(now, place, leader),
             Input::MayLead(may) => self.set_may_lead(may, out),
             Input::Disconnected => self.links.values_mut().for_each(|link| link.reset(now)),
             Input::Poll { payload, token } => self.poll(now, &payload, token, out),

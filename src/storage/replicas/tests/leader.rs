@@ -99,3 +99,22 @@ fn who_is_not_in_sync_catches_up_no_faster_than_it_may_and_the_others_are_not_he
     cluster.settle(MOMENT);
     assert_eq!(cluster.acknowledged.len(), acknowledged + RECORDS as usize);
 }
+
+#[test]
+fn a_new_leader_does_not_wait_for_a_member_whose_log_is_closed() {
+    for declines in [false, true] {
+        let mut cluster = Cluster::new(1);
+        cluster.settle(MOMENT);
+        // The leader is told, and another one is elected before the in-sync replicas change.
+        cluster.give(2, Input::Unassigned(PLACE));
+        cluster.elect(Some(1), &[0, 1, 2]);
+        if declines {
+            cluster.give(2, Input::Declined { place: PLACE, leader: StorageId(1) });
+        }
+        cluster.settle(MOMENT);
+        cluster.append(1, PLACE, 11, Some(Acks::All));
+        cluster.settle(MOMENT);
+        assert_eq!(cluster.acknowledged.len(), usize::from(declines), "declines: {declines}");
+        assert_eq!(cluster.assignment.isr.contains(&StorageId(2)), !declines);
+    }
+}
