@@ -138,10 +138,8 @@ impl Stream {
                 continue;
             };
             digests.insert(entry.previous.version, entry.previous.digest);
-            if entry.previous.version.0 + 1 == self.first {
-                let Position { version, digest } = entry.previous;
-                bases.push(SnapshotRef { version, digest, bytes: 0 });
-            }
+            let (version, digest) = (Version(self.first - 1), entry.previous.digest);
+            bases.push(SnapshotRef { version, digest, bytes: 0 });
             for record in entry.records().unwrap_or_default() {
                 if let Record::SnapshotCommitted { snapshot } = record {
                     committed.push(snapshot);

@@ -82,15 +82,17 @@ struct Scan {
     committed: Vec<SnapshotRef>,
     /// The digest at each version on which an entry stands.
     digests: BTreeMap<Version, Digest>,
-    /// What messages name that stand right where the stream begins.
+    /// What the stream may stand on, by what its first entries say. What means nothing may stand before them: it moves the version on,
+    /// and not the digest.
     bases: Vec<Position>,
 }
 
 impl Scan {
     fn take(&mut self, first: u64, payload: &[u8]) {
         let Some(entry) = ParsedEntry::parse(payload) else { return };
-        if entry.previous.version.0 + 1 == first && self.bases.len() < TRIES && !self.bases.contains(&entry.previous) {
-            self.bases.push(entry.previous);
+        let base = Position { version: Version(first.saturating_sub(1)), digest: entry.previous.digest };
+        if self.bases.len() < TRIES && !self.bases.contains(&base) {
+            self.bases.push(base);
         }
         self.digests.insert(entry.previous.version, entry.previous.digest);
         let Ok(records) = entry.records() else { return };
