@@ -14,7 +14,7 @@ use dmq::config::Services;
 use dmq::log::TopicPartition;
 use dmq::log::batch::{BatchHeader, Compression};
 use dmq::types::{Offset, PartitionId, TopicName, partition_of_key};
-use dmq::wire::data::{DataFetch, FetchedHead};
+use dmq::wire::data::{DataFetch, FetchedHead, Leads};
 use futures::{FutureExt, StreamExt};
 use support::cluster::Cluster;
 
@@ -520,6 +520,67 @@ async fn a_group_goes_on_where_it_has_committed() {
         drop(producer.send(record).await.unwrap());
     }
     producer.close().await;
+/// The next message that fits, which has to come before anything that is waited for by the clock.
+async fn heard<T>(
+    subscriber: &mut async_nats::Subscriber,
+    what: &str,
+    mut fits: impl FnMut(&async_nats::Message) -> Option<T>,
+) -> T {
+    let listening = async {
+        loop {
+            if let Some(found) = fits(&subscriber.next().await.unwrap()) {
+                return found;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), listening).await.expect(what)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_at_a_leader_that_dies_hears_of_the_next_one() {
+    let mut cluster = Cluster::start(1, 3);
+    cluster.await_healthy();
+    let name = topic("news");
+    let observer = cluster.nats.connect().await;
+    // Whoever hears all that is said keeps NATS from telling that nobody leads.
+    let mut fetches = observer.subscribe("dmq.data.fetch.>").await.unwrap();
+    let mut news = observer.subscribe("dmq.data.leads.0.news").await.unwrap();
+    observer.flush().await.unwrap();
+    cluster.run("topic create news --replication-factor 3").unwrap();
+    let leads = |message: &async_nats::Message| serde_json::from_slice::<Leads>(&message.payload).ok();
+    let first = heard(&mut news, "somebody leads", leads).await;
+    let described = cluster.run("topic describe news").unwrap();
+    assert_eq!(described["topicId"], first.topic_id.to_string());
+    assert_eq!(described["partitions"][0]["leader"], first.storage.0);
+
+    // Far longer than anything here takes.
+    let config = ConsumerConfig { fetch_max_wait: Duration::from_secs(300), ..ConsumerConfig::default() };
+    let mut waiting = consumer(&cluster, config).await;
+    waiting.assign_from([(TopicPartition { topic: name.clone(), partition: 0 }, SeekTo::Beginning)]);
+    let asked = |message: &async_nats::Message| {
+        let asked: DataFetch = serde_json::from_slice(&message.payload).unwrap();
+        assert_eq!(asked.offset, Some(Offset(0)));
+        Some(())
+    };
+    heard(&mut fetches, "a fetch that waits", asked).await;
+    // Anybody may say so, whatever it is: it is asked again, and nothing else follows.
+    for forged in ["", r#"{"storage": 9, "leaderEpoch": 2000000000}"#] {
+        observer.publish("dmq.data.leads.0.news", forged.into()).await.unwrap();
+        heard(&mut fetches, "it is asked again", asked).await;
+    }
+
+    cluster.storage[first.storage.0 as usize].kill();
+    let next = heard(&mut news, "another one leads", |message| {
+        leads(message).filter(|next| next.leader_epoch > first.leader_epoch)
+    });
+    assert_ne!(next.await.storage, first.storage);
+    let producer = producer(&cluster, ProducerConfig::default()).await;
+    let sent = producer.send(ProducerRecord::new(name, "after it")).await.unwrap();
+    assert_eq!(sent.await.unwrap().offset, Some(Offset(0)));
+    let read = tokio::time::timeout(Duration::from_secs(20), waiting.recv()).await.expect("it is read");
+    assert_eq!(read.unwrap().unwrap().value.as_deref(), Some("after it".as_bytes()));
+}
+
     let config = || ConsumerConfig {
         group: Some("workers".into()),
         auto_offset_reset: AutoOffsetReset::Earliest,

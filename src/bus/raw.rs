@@ -119,9 +119,7 @@ pub async fn request_many(
         return Err(BusError::Disconnected);
     }
     let inbox = client.new_inbox();
-    // Whoever answers is asked behind it on this connection, so its answers find the subscription.
-    let asked = tokio::time::timeout(timeout, client.subscribe(inbox.clone())).await;
-    let answers = confirmed_kind(&inbox, asked)?;
+    let answers = subscribe_unconfirmed(client, &inbox, timeout).await?;
     publish_with_reply(client, subject, &inbox, headers, payload, timeout).await?;
     Ok(answers)
 }
@@ -213,13 +211,23 @@ pub async fn round_trip(client: &Client, timeout: Duration) -> Result<(), BusErr
     tokio::time::timeout(timeout, there_and_back).await.map_err(|_| BusError::Timeout)?
 }
 
+/// Subscribes: the server has the subscription by the time that it handles what this connection sends afterwards, so the answers
+/// to that are received.
+///
+/// # Errors
+/// `InvalidName` where NATS takes no such subject; `Disconnected`: the connection has ended for good; `Timeout`: its queue was
+/// full for so long.
+pub async fn subscribe_unconfirmed(client: &Client, subject: &str, timeout: Duration) -> Result<Subscriber, BusError> {
+    let asked = tokio::time::timeout(timeout, client.subscribe(subject.to_owned())).await;
+    confirmed_kind(subject, asked)
+}
+
 /// Subscribes, and returns when the server has the subscription: what is published afterwards on this server is received.
 ///
 /// # Errors
 /// `InvalidName` where NATS takes no such subject; `Disconnected` or `Timeout` where the server did not confirm.
 pub async fn subscribe(client: &Client, subject: &str, timeout: Duration) -> Result<Subscriber, BusError> {
-    let asked = tokio::time::timeout(timeout, client.subscribe(subject.to_owned())).await;
-    let subscriber = confirmed_kind(subject, asked)?;
+    let subscriber = subscribe_unconfirmed(client, subject, timeout).await?;
     round_trip(client, timeout).await?;
     Ok(subscriber)
 }

@@ -8,7 +8,7 @@ use data_encoding::BASE64;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Code, WireError};
-use crate::types::{LeaderEpoch, Offset, PartitionId, TopicId};
+use crate::types::{LeaderEpoch, Offset, PartitionId, StorageId, TopicId};
 
 /// The operations, as the second token of a data subject.
 pub mod op {
@@ -24,6 +24,8 @@ pub mod op {
     pub const COMMIT: &str = "commit";
     /// Reads what a group committed.
     pub const COMMITTED: &str = "committed";
+    /// Nothing that is asked: whoever begins to lead a partition says so here, see [`super::Leads`].
+    pub const LEADS: &str = "leads";
 }
 
 /// NATS headers. Whatever else a bare record's message carries becomes a header of the record, unless its name begins with `Dmq-`
@@ -92,6 +94,16 @@ impl Acks {
             }
         }
     }
+}
+
+/// Said on [`op::LEADS`] by a node that begins to lead a partition, once it listens to the partition's clients. What they asked
+/// before may have gone to somebody who answers no more.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Leads {
+    pub storage: StorageId,
+    pub leader_epoch: LeaderEpoch,
+    pub topic_id: TopicId,
 }
 
 /// The answer to a produce request.

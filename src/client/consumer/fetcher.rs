@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::chunk;
 use super::config::{AutoOffsetReset, ConsumeError, ConsumerConfig, SeekTo};
+use super::news::News;
 use crate::bus::{BusError, raw};
 use crate::client::{Admin, DataError, Leaders, leaders};
 use crate::config::Services;
@@ -131,22 +132,37 @@ struct Trouble {
     grace: Duration,
     /// The last answer was damaged.
     was_corrupt: bool,
+    /// Cuts short what is waited for.
+    news: News,
 }
 
 impl Trouble {
-    fn new() -> Self {
-        Self { since: None, told: None, looked: None, backoff: FIRST_BACKOFF, grace: GRACE, was_corrupt: false }
+    fn new(news: News) -> Self {
+        let (since, told, looked) = (None, None, None);
+        Self { since, told, looked, backoff: FIRST_BACKOFF, grace: GRACE, was_corrupt: false, news }
+    }
+
+    fn clear(&mut self) {
+        (self.since, self.told, self.looked, self.was_corrupt) = (None, None, None, false);
+        (self.backoff, self.grace) = (FIRST_BACKOFF, GRACE);
+        self.news.clear();
+    }
+
+    /// Somebody else may lead from now on: what was asked is asked again.
+    fn led_anew(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+        self.backoff = FIRST_BACKOFF;
     }
 }
 
 impl Fetcher {
     pub async fn run(self, start: SeekTo, before: Before) {
-        let mut trouble = Trouble::new();
+        let mut trouble = Trouble::new(News::subscribe(&self.shared, &self.partition).await);
         let Ok(mut place) = self.begin(start, before, &mut trouble).await else { return };
         if self.report_begin(&place).await.is_err() {
             return;
         }
-        trouble = Trouble::new();
+        trouble.clear();
         loop {
             let Ok(room) = self.room(&place, &trouble).await else { return };
             if self.fetch(&mut place, room, &mut trouble).await.is_err() {
@@ -184,12 +200,21 @@ impl Fetcher {
         );
         let timeout = self.shared.config.fetch_max_wait + trouble.grace;
         let mut until = Instant::now() + timeout;
-        let mut answers = match self.ask(place, &subject, room.len() as u32, timeout).await {
+        trouble.news.forget();
+        let asking = self.ask(place, &subject, room.len() as u32, timeout);
+        let Some(answers) = trouble.news.or(asking).await else {
+            trouble.led_anew();
+            return Ok(());
+        };
+        let mut answers = match answers {
             Ok(answers) => answers,
             Err(error) => return self.unanswered(place, room, error, trouble).await,
         };
         while let Some(permit) = room.pop() {
-            let answer = answers.next(&subject, until).await;
+            let Some(answer) = trouble.news.or(answers.next(&subject, until)).await else {
+                trouble.led_anew();
+                return Ok(());
+            };
             let answer = answer.map_err(|error| DataError::of_bus(error, &subject, timeout));
             let (head, batches) = match answer.and_then(|message| read(message, &subject)) {
                 Ok(answer) => answer,
@@ -209,7 +234,7 @@ impl Fetcher {
             }
             match chunk::verify(&batches) {
                 Ok(epoch) => {
-                    *trouble = Trouble::new();
+                    trouble.clear();
                     let more = head.more;
                     self.take(place, head, batches, epoch, permit).await?;
                     if !more {
@@ -325,9 +350,11 @@ impl Fetcher {
         // Trouble has its own pace.
         let leaders = self.shared.leaders.clone().within(GRACE);
         loop {
-            match leaders.find_offset(topic, *partition, request).await {
-                Ok(stands) => return Ok(stands),
-                Err(error) => self.wait(error, trouble).await?,
+            trouble.news.forget();
+            match trouble.news.or(leaders.find_offset(topic, *partition, request)).await {
+                Some(Ok(stands)) => return Ok(stands),
+                Some(Err(error)) => self.wait(error, trouble).await?,
+                None => trouble.led_anew(),
             }
         }
     }
@@ -445,8 +472,11 @@ impl Fetcher {
             let partition = (*self.partition).clone();
             self.report(Event::Failed(ConsumeError::NoAnswer { partition, after, error })).await?;
         }
-        tokio::time::sleep(trouble.backoff.mul_f64(rand::random_range(0.5..=1.0))).await;
+        let backoff = trouble.backoff.mul_f64(rand::random_range(0.5..=1.0));
         trouble.backoff = (trouble.backoff * 2).min(LONGEST_BACKOFF);
+        if trouble.news.or(tokio::time::sleep(backoff)).await.is_none() {
+            trouble.led_anew();
+        }
         Ok(())
     }
 
@@ -470,7 +500,7 @@ impl Fetcher {
 }
 
 /// What an answer says, and its batches.
-fn read(message: Message, subject: &str) -> Result<(FetchedHead, Bytes), DataError> {
+pub(super) fn read(message: Message, subject: &str) -> Result<(FetchedHead, Bytes), DataError> {
     if let Some(error) = leaders::refusal(&message) {
         return Err(error);
     }

@@ -6,6 +6,9 @@
 mod chunk;
 mod config;
 mod fetcher;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
+mod news;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;

@@ -21,7 +21,8 @@ use crate::process::Clock;
 use crate::storage::core::{Call, CallError, Place};
 use crate::storage::subjects::Subjects;
 use crate::types::{LeaderEpoch, Offset, StorageId};
-use crate::wire::data::{FetchedHead, FoundOffset, OffsetsRequest, PartitionOffsets};
+use crate::wire::admin;
+use crate::wire::data::{FetchedHead, FoundOffset, Leads, OffsetsRequest, PartitionOffsets, op};
 use crate::wire::replica::ReplicaFetch;
 
 /// How many answers may wait to be published.
@@ -287,11 +288,17 @@ impl Hub {
         task.abort_handle()
     }
 
-    /// Listens to the clients of a partition that this node leads, until it is aborted.
-    pub(super) fn listen_to_clients(&self, place: Place, id: &TopicPartition) -> AbortHandle {
-        let (hub, subject) = (self.clone(), self.subjects.borrow().partition(&id.topic, id.partition));
+    /// Listens to the clients of a partition that this node leads, until it is aborted, and tells them so.
+    pub(super) fn listen_to_clients(&self, place: Place, id: &TopicPartition, leads: Option<Leads>) -> AbortHandle {
+        let (hub, subjects) = (self.clone(), self.subjects.borrow());
+        let subject = subjects.partition(&id.topic, id.partition);
+        let told_on = subjects.data(op::LEADS, &id.topic, id.partition);
         let task = self.runtime.spawn(async move {
             let Some(mut messages) = hub.subscribe(&subject).await else { return };
+            // Behind the subscription on this connection, so whoever hears it and asks again is heard.
+            if let Some(leads) = leads {
+                hub.tell(&told_on, &leads).await;
+            }
             while let Some(message) = messages.next().await {
                 hub.take(place, message).await;
             }
@@ -299,10 +306,38 @@ impl Hub {
         task.abort_handle()
     }
 
+    /// Tells the clients of partitions that this node leads them, and is heard there.
+    pub(super) fn tell_leads(&self, led: Vec<(TopicPartition, Leads)>) {
+        let hub = self.clone();
+        self.runtime.spawn(async move {
+            for (id, leads) in led {
+                let subject = hub.subjects.borrow().data(op::LEADS, &id.topic, id.partition);
+                hub.tell(&subject, &leads).await;
+            }
+        });
+    }
+
+    async fn tell(&self, subject: &str, leads: &Leads) {
+        if !self.lease.holds(self.clock) {
+            return;
+        }
+        let payload = admin::encode(leads).into();
+        if let Err(error) = raw::publish(&self.client, subject, HeaderMap::new(), payload, PUBLISH_TIMEOUT).await {
+            tracing::debug!(subject, %error, "who waits for a leader was not told");
+        }
+    }
+
     async fn take(&self, place: Place, message: Message) {
         let request = {
             let subjects = self.subjects.borrow();
             let Some((op, _, _)) = subjects.read_data(&message.subject) else { return };
+            if op == op::LEADS && message.reply.is_none() {
+                // This node's own, or that of the next leader, whom nobody here can vouch for.
+                if let Err(error) = admin::decode::<Leads>(&message.payload) {
+                    self.refuse(Whose::Clients(place), 1, || format!("{}: {error}", message.subject));
+                }
+                return;
+            }
             Request::read(op, &message, self.clock.wall())
         };
         let (reply, size) = (message.reply, message.length);

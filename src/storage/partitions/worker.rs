@@ -26,6 +26,7 @@ use crate::storage::core::{self, InSyncWish, Member, Peer, Place, Token};
 use crate::storage::replicas::{self, Effect, Faults, Input, Led, LogEnd, Replicas};
 use crate::storage::shell::Event;
 use crate::types::{Monotonic, StorageId};
+use crate::wire::data::Leads;
 
 /// The most commands that are taken before the engine looks at what they led to.
 const BATCH: usize = 512;
@@ -184,6 +185,10 @@ impl Worker {
         let may = self.told_may_lead && self.lease.holds(self.clock);
         if may != std::mem::replace(&mut self.may_lead, may) {
             self.give(now, Input::MayLead(may));
+            if may {
+                // What was asked meanwhile got no answer.
+                self.tell_leads();
+            }
         }
         if may {
             std::mem::take(&mut self.deaf).into_iter().for_each(|place| self.listen_to_clients(place));
@@ -278,13 +283,13 @@ impl Worker {
         }
     }
 
+    pub(super) fn me(&self) -> Option<StorageId> {
+        Some(self.member?.storage)
+    }
+
     /// The name of a partition that this node holds.
     pub(super) fn id(&self, place: Place) -> Option<&TopicPartition> {
         Some(&self.held.get(&place)?.id)
-    }
-
-    pub(super) fn me(&self) -> Option<StorageId> {
-        Some(self.member?.storage)
     }
 
     /// How a partition stands that is led here, while anything may be said of it.
@@ -294,10 +299,21 @@ impl Worker {
 
     fn listen_to_clients(&mut self, place: Place) {
         let Some(id) = self.id(place) else { return };
-        let listening = self.hub.listen_to_clients(place, id);
+        let listening = self.hub.listen_to_clients(place, id, self.leads(place));
         if let Some(before) = self.listening.insert(place, listening) {
             before.abort();
         }
+    }
+
+    fn tell_leads(&self) {
+        let led = self.listening.keys().filter_map(|place| Some((self.id(*place)?.clone(), self.leads(*place)?)));
+        self.hub.tell_leads(led.collect());
+    }
+
+    /// What its clients are told.
+    fn leads(&self, place: Place) -> Option<Leads> {
+        let leader_epoch = self.engine.led(place)?.leader_epoch;
+        Some(Leads { storage: self.me()?, leader_epoch, topic_id: place.0 })
     }
 
     pub(super) fn silence(&mut self, place: Place) {
@@ -322,11 +338,8 @@ impl Worker {
             before.abort();
             self.listen_to_followers(me);
         }
-        for (place, listening) in &mut self.listening {
-            if let Some(id) = self.held.get(place).map(|held| &held.id) {
-                std::mem::replace(listening, self.hub.listen_to_clients(*place, id)).abort();
-            }
-        }
+        let places: Vec<_> = self.listening.keys().copied().collect();
+        places.into_iter().for_each(|place| self.listen_to_clients(place));
     }
 
     fn flush(&mut self, end: LogEnd) {
