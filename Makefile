@@ -9,7 +9,7 @@ DMQ := target/debug/dmq
 CONTROLLERS ?= 3
 STORAGE ?= 3
 DATA ?= .dev
-BENCH ?= metadata failover heartbeats scale idle produce replicate consume
+BENCH ?= metadata failover heartbeats scale idle produce replicate consume stall
 
 .PHONY: help
 help: ## Say what there is

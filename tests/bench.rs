@@ -52,8 +52,28 @@ fn records_are_measured_beside_processes_that_only_append_or_answer() {
         let with_floor = figures.iter().filter(|figure| figure["floor"].as_f64().is_some_and(|floor| floor > 0.0));
         assert!(with_floor.count() >= 2, "{report}");
         assert!(figures[0]["value"].as_f64().unwrap() > 0.0, "{report}");
+        let spreads = report["distributions"].as_array().map_or(&[][..], Vec::as_slice);
+        assert_eq!(spreads.len(), if bench[0] == "consume" { 0 } else { 2 }, "{report}");
+        for spread in spreads {
+            let values = spread["quantiles"].as_array().unwrap().iter().map(|quantile| quantile["value"].as_f64());
+            assert!(spread["count"].as_u64() >= Some(5) && values.is_sorted(), "{spread}");
+        }
         assert!(is_empty(folder.path()));
     }
+}
+
+#[test]
+fn a_killed_leader_costs_neither_records_nor_those_who_read_along() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = bench(folder.path(), &["stall", "--kills", "1", "--rate", "200", "--watched"]).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!("{error}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    });
+    let figures = report["figures"].as_array().unwrap();
+    let of = |name: &str| figures.iter().find(|figure| figure["name"] == name).unwrap()["value"].as_f64().unwrap();
+    assert_eq!((of("records lost"), of("records stored twice")), (0.0, 0.0), "{report}");
+    assert!(of("longest from sent to read over a crash, median") > 0.0, "{report}");
+    assert!(is_empty(folder.path()));
 }
 
 #[test]

@@ -109,16 +109,73 @@ pub struct Machine {
     pub optimised: bool,
 }
 
+/// How durations are spread.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Distribution {
+    pub name: String,
+    pub unit: &'static str,
+    pub count: u64,
+    pub quantiles: Vec<Quantile>,
+}
+
+/// So much of all is at most this.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Quantile {
+    pub quantile: f64,
+    pub value: f64,
+}
+
+/// With their names; the last is the longest.
+const QUANTILES: [(f64, &str); 8] = [
+    (0.5, "P50"),
+    (0.75, "P75"),
+    (0.9, "P90"),
+    (0.95, "P95"),
+    (0.99, "P99"),
+    (0.999, "P99.9"),
+    (0.9999, "P99.99"),
+    (1.0, "MAX"),
+];
+
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     pub bench: String,
     pub machine: Machine,
     pub figures: Vec<Figure>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub distributions: Vec<Distribution>,
 }
 
 impl Report {
     pub fn all_met(&self) -> bool {
         self.figures.iter().all(|figure| figure.met != Some(false))
+    }
+
+    /// Shows how these are spread, if there are any.
+    #[must_use]
+    pub fn spread(mut self, name: &str, durations: &Durations) -> Self {
+        if durations.count() > 0 {
+            let quantiles =
+                QUANTILES.iter().map(|(quantile, _)| Quantile { quantile: *quantile, value: durations.ms(*quantile) });
+            let (name, quantiles) = (name.to_owned(), quantiles.collect());
+            self.distributions.push(Distribution { name, unit: "ms", count: durations.count(), quantiles });
+        }
+        self
+    }
+
+    fn spreads(&self, width: usize) -> String {
+        if self.distributions.is_empty() {
+            return String::new();
+        }
+        let headings = QUANTILES.iter().map(|(_, heading)| Column::Number(heading));
+        let columns: Vec<_> = [Column::Text("SPREAD"), Column::Number("COUNT")].into_iter().chain(headings).collect();
+        let mut table = Table::new(&columns, width);
+        for Distribution { name, unit, count, quantiles } in &self.distributions {
+            let values = quantiles.iter().map(|quantile| number(quantile.value));
+            table.row([format!("{name}, {unit}"), number(*count as f64)].into_iter().chain(values));
+        }
+        format!("\n{}", table.render())
     }
 
     pub fn table(&self, width: usize) -> String {
@@ -152,8 +209,9 @@ impl Report {
         let Machine { cores, memory_mb, kernel, nats_server, optimised } = &self.machine;
         let warning = if *optimised { "" } else { "\nbuilt without optimisation: these figures say nothing" };
         format!(
-            "{}\n{cores} cores, {memory_mb} MB, kernel {kernel}, nats-server {nats_server}{warning}\n",
-            table.render()
+            "{}{}\n{cores} cores, {memory_mb} MB, kernel {kernel}, nats-server {nats_server}{warning}\n",
+            table.render(),
+            self.spreads(width)
         )
     }
 }

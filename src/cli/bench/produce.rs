@@ -92,7 +92,8 @@ async fn measure(place: &Place, bench: &str, load: &Load, replicas: u32, rest: &
         figures.push(Figure::new(name("p50"), single.ms(0.5), "ms").floor(floor_single.ms(0.5)));
         figures.push(Figure::new(name("p99"), single.ms(0.99), "ms").floor(floor_single.ms(0.99)));
     }
-    Ok(rig.report(bench, figures))
+    let report = rig.report(bench, figures).spread("send to acknowledgement under that load", &latency);
+    Ok(report.spread("one record after the other", &single))
 }
 
 async fn one_by_one(rig: &Rig, topic: &TopicName, load: &Load, count: u64, took: &mut Durations) -> anyhow::Result<()> {

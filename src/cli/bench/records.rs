@@ -94,7 +94,7 @@ impl Load {
         let client = rig.connect("bench producer").await?;
         let producer = Producer::new(client, rig.services.clone(), self.config()).await?;
         producer.partitions(topic).await?;
-        let values = values(self.size as usize);
+        let values = values(self.size as usize, self.compression != Compression::None);
         let pid = std::process::id();
         let (began, cpu) = (Instant::now(), proc::cpu(pid)?);
         let mut latency = Durations::new();
@@ -131,10 +131,13 @@ fn settle(waiting: &mut VecDeque<(Instant, Delivery)>, latency: &mut Durations, 
     Ok(())
 }
 
-/// Some values that compress about as JSON does.
-fn values(size: usize) -> Vec<Bytes> {
+/// Some values of random bytes, or, where they are to be compressed, that compress about as JSON does.
+fn values(size: usize, are_compressed: bool) -> Vec<Bytes> {
     const COUNT: usize = 1_000;
     let of = |number: usize| {
+        if !are_compressed {
+            return (0..size).map(|_| rand::random::<u8>()).collect();
+        }
         let mut value = String::with_capacity(size + 64);
         while value.len() < size {
             value.push_str(&format!("{{\"id\":{:016x},\"name\":\"customer {number}\",", rand::random::<u64>()));

@@ -292,7 +292,7 @@ impl Rig {
             nats_server: self.client.server_info().version,
             optimised: !cfg!(debug_assertions),
         };
-        Report { bench: bench.into(), machine, figures }
+        Report { bench: bench.into(), machine, figures, distributions: Vec::new() }
     }
 }
 
