@@ -252,6 +252,126 @@ async fn what_was_acknowledged_while_nats_was_restarted_is_read_back_once_and_in
     check(&read_all(&cluster, &name).await, &stored);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_was_acknowledged_while_a_leader_or_nats_stood_still_is_read_back_once_and_in_order() {
+    let cluster = Cluster::start(1, 3);
+    cluster.await_healthy();
+    let name = topic("frozen");
+    cluster.run("topic create frozen --partitions 2 --replication-factor 3 --config min.insync.replicas=2").unwrap();
+    let producer = producer(&cluster, ProducerConfig { batch_size: 2 << 10, ..ProducerConfig::default() }).await;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let (count, mut acknowledged) = tokio::sync::watch::channel(0);
+    let sending = tokio::spawn(send_until(producer, name.clone(), 2, stopped, count));
+
+    until_more(&mut acknowledged, 2_000).await;
+    let leader = || Ok::<_, String>(cluster.run("topic describe frozen")?["partitions"][0]["leader"].as_u64());
+    let first = leader().unwrap().unwrap();
+    cluster.storage[first as usize].pause();
+    tokio::task::block_in_place(|| {
+        cluster.await_that("another one leads", || match leader()? {
+            Some(next) if next != first => Ok(()),
+            found => Err(format!("{found:?}")),
+        });
+    });
+    until_more(&mut acknowledged, 2_000).await;
+    cluster.storage[first as usize].resume();
+    tokio::task::block_in_place(|| cluster.await_healthy());
+
+    let lapses = |node: u32| cluster.log_of(&format!("storage-{node}")).matches("may=false").count();
+    let before = [0, 1, 2].map(lapses);
+    cluster.nats.pause();
+    tokio::task::block_in_place(|| {
+        cluster.await_that("no node may lead", || match [0, 1, 2].map(lapses) {
+            now if now.iter().zip(before).all(|(now, before)| *now > before) => Ok(()),
+            now => Err(format!("{now:?}")),
+        });
+    });
+    cluster.nats.resume();
+    until_more(&mut acknowledged, 2_000).await;
+    stop.send(true).unwrap();
+    let (stored, lost) = sending.await.unwrap();
+    assert!(lost.is_empty(), "{lost:?}");
+    check(&read_all(&cluster, &name).await, &stored);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_whose_records_the_operating_system_may_lose_keeps_them_when_processes_die() {
+    let mut cluster = Cluster::start(1, 3);
+    cluster.await_healthy();
+    let name = topic("relaxed");
+    let flush = "--config flush=os-may-lose-acknowledged-records";
+    cluster.run(&format!("topic create {name} --replication-factor 3 {flush}")).unwrap();
+    write_numbers(&cluster, &name, 500).await;
+    let described = cluster.run("topic describe relaxed").unwrap();
+    let leader = described["partitions"][0]["leader"].as_u64().unwrap() as usize;
+    cluster.storage[leader].kill();
+    write_numbers(&cluster, &name, 500).await;
+    cluster.storage[leader] = cluster.node(leader as u32);
+    cluster.await_healthy();
+    (0..3).for_each(|node| cluster.storage[node].kill());
+    (0..3).for_each(|node| cluster.storage[node] = cluster.node(node as u32));
+    cluster.await_healthy();
+    let read = read_all(&cluster, &name).await.remove(&0).unwrap();
+    let values: Vec<_> = read.iter().map(|record| record.value.clone().unwrap()).collect();
+    let wanted: Vec<_> = (0..2).flat_map(|_| 0..500).map(|number| format!("{number:>100}")).collect();
+    assert_eq!(values, wanted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_away_while_a_topic_was_deleted_and_made_anew_has_the_new_ones_records() {
+    // A node that stands still counts as active for long, so the new topic has a replica there.
+    let mut cluster = Cluster::start_with(1, 2, &[("DMQ_SESSION_TIMEOUT_MS", "10000"), ("DMQ_ADMIN_WAIT_MS", "200")]);
+    cluster.await_healthy();
+    let name = topic("reborn");
+    let create = "topic create reborn --replication-factor 2 --config min.insync.replicas=1";
+    cluster.run(create).unwrap();
+    write_numbers(&cluster, &name, 700).await;
+    cluster.storage[1].pause();
+    cluster.run("topic delete reborn").unwrap();
+    cluster.run(create).unwrap();
+    cluster.storage[1].kill();
+    write_numbers(&cluster, &name, 300).await;
+    cluster.storage[1] = cluster.node(1);
+    cluster.await_healthy();
+    // Whatever is read now, the one that was away has.
+    cluster.storage[0].kill();
+    let read = read_all(&cluster, &name).await.remove(&0).unwrap();
+    let found: Vec<_> = read.iter().map(|record| (record.offset.0, record.value.clone().unwrap())).collect();
+    let wanted: Vec<_> = (0..300).map(|number| (number, bytes::Bytes::from(format!("{number:>100}")))).collect();
+    assert_eq!(found, wanted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_waits_for_so_many_bytes_and_for_no_longer_than_it_says() {
+    let cluster = Cluster::start(1, 1);
+    cluster.await_healthy();
+    let name = topic("polled");
+    cluster.run("topic create polled").unwrap();
+    let client = cluster.nats.connect().await;
+    let producer = producer(&cluster, ProducerConfig::default()).await;
+    let fetch = |request: serde_json::Value| {
+        let client = client.clone();
+        let request = async_nats::Request::new().payload(request.to_string().into()).timeout(None);
+        async move { client.send_request("dmq.data.fetch.0.polled", request).await }
+    };
+    let values = |answer: async_nats::Message| -> Vec<usize> {
+        let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
+        answer["records"].as_array().unwrap().iter().map(|record| record["value"].as_str().unwrap().len()).collect()
+    };
+    write_numbers(&cluster, &name, 1).await;
+    // One record is not enough, and two are.
+    let waiting = tokio::spawn(fetch(serde_json::json!({ "offset": 0, "minBytes": 1_000, "maxWaitMs": 30_000 })));
+    let large = ProducerRecord::new(name.clone(), vec![b'x'; 1_000]);
+    producer.send(large).await.unwrap().await.unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("long before its time is over");
+    assert_eq!(values(answer.unwrap().unwrap()), [100, 1_000]);
+    // Where that is all there is, it is told once the time is over.
+    let asked = std::time::Instant::now();
+    let answer = fetch(serde_json::json!({ "offset": 1, "minBytes": 100_000, "maxWaitMs": 300 })).await.unwrap();
+    assert!(asked.elapsed() >= Duration::from_millis(300), "{:?}", asked.elapsed());
+    assert_eq!(values(answer), [1_000]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_goes_wherever_it_is_told_and_says_where_it_cannot() {
     let cluster = Cluster::start(1, 1);
@@ -400,6 +520,67 @@ async fn who_is_behind_asks_for_many_answers_at_once_and_goes_on_where_their_lea
     assert!(requests.windows(2).all(|pair| pair[0].offset <= pair[1].offset), "{requests:?}");
 }
 
+/// The next message that fits, which has to come before anything that is waited for by the clock.
+async fn heard<T>(
+    subscriber: &mut async_nats::Subscriber,
+    what: &str,
+    mut fits: impl FnMut(&async_nats::Message) -> Option<T>,
+) -> T {
+    let listening = async {
+        loop {
+            if let Some(found) = fits(&subscriber.next().await.unwrap()) {
+                return found;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), listening).await.expect(what)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_at_a_leader_that_dies_hears_of_the_next_one() {
+    let mut cluster = Cluster::start(1, 3);
+    cluster.await_healthy();
+    let name = topic("news");
+    let observer = cluster.nats.connect().await;
+    // Whoever hears all that is said keeps NATS from telling that nobody leads.
+    let mut fetches = observer.subscribe("dmq.data.fetch.>").await.unwrap();
+    let mut news = observer.subscribe("dmq.data.leads.0.news").await.unwrap();
+    observer.flush().await.unwrap();
+    cluster.run("topic create news --replication-factor 3").unwrap();
+    let leads = |message: &async_nats::Message| serde_json::from_slice::<Leads>(&message.payload).ok();
+    let first = heard(&mut news, "somebody leads", leads).await;
+    let described = cluster.run("topic describe news").unwrap();
+    assert_eq!(described["topicId"], first.topic_id.to_string());
+    assert_eq!(described["partitions"][0]["leader"], first.storage.0);
+
+    // Far longer than anything here takes.
+    let config = ConsumerConfig { fetch_max_wait: Duration::from_secs(300), ..ConsumerConfig::default() };
+    let mut waiting = consumer(&cluster, config).await;
+    waiting.assign_from([(TopicPartition { topic: name.clone(), partition: 0 }, SeekTo::Beginning)]);
+    let asked = |message: &async_nats::Message| {
+        let asked: DataFetch = serde_json::from_slice(&message.payload).unwrap();
+        assert_eq!(asked.offset, Some(Offset(0)));
+        Some(())
+    };
+    heard(&mut fetches, "a fetch that waits", asked).await;
+    // Anybody may say so, whatever it is: it is asked again, and nothing else follows.
+    for forged in ["", r#"{"storage": 9, "leaderEpoch": 2000000000}"#] {
+        observer.publish("dmq.data.leads.0.news", forged.into()).await.unwrap();
+        heard(&mut fetches, "it is asked again", asked).await;
+    }
+
+    cluster.storage[first.storage.0 as usize].kill();
+    let next = heard(&mut news, "another one leads", |message| {
+        leads(message).filter(|next| next.leader_epoch > first.leader_epoch)
+    });
+    assert_ne!(next.await.storage, first.storage);
+    let producer = producer(&cluster, ProducerConfig::default()).await;
+    let sent = producer.send(ProducerRecord::new(name, "after it")).await.unwrap();
+    assert_eq!(sent.await.unwrap().offset, Some(Offset(0)));
+    let read = tokio::time::timeout(Duration::from_secs(20), waiting.recv()).await.expect("it is read");
+    assert_eq!(read.unwrap().unwrap().value.as_deref(), Some("after it".as_bytes()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_sent_says_why_and_memory_stays_bounded() {
     let cluster = Cluster::start(1, 1);
@@ -520,67 +701,6 @@ async fn a_group_goes_on_where_it_has_committed() {
         drop(producer.send(record).await.unwrap());
     }
     producer.close().await;
-/// The next message that fits, which has to come before anything that is waited for by the clock.
-async fn heard<T>(
-    subscriber: &mut async_nats::Subscriber,
-    what: &str,
-    mut fits: impl FnMut(&async_nats::Message) -> Option<T>,
-) -> T {
-    let listening = async {
-        loop {
-            if let Some(found) = fits(&subscriber.next().await.unwrap()) {
-                return found;
-            }
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), listening).await.expect(what)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn who_waits_at_a_leader_that_dies_hears_of_the_next_one() {
-    let mut cluster = Cluster::start(1, 3);
-    cluster.await_healthy();
-    let name = topic("news");
-    let observer = cluster.nats.connect().await;
-    // Whoever hears all that is said keeps NATS from telling that nobody leads.
-    let mut fetches = observer.subscribe("dmq.data.fetch.>").await.unwrap();
-    let mut news = observer.subscribe("dmq.data.leads.0.news").await.unwrap();
-    observer.flush().await.unwrap();
-    cluster.run("topic create news --replication-factor 3").unwrap();
-    let leads = |message: &async_nats::Message| serde_json::from_slice::<Leads>(&message.payload).ok();
-    let first = heard(&mut news, "somebody leads", leads).await;
-    let described = cluster.run("topic describe news").unwrap();
-    assert_eq!(described["topicId"], first.topic_id.to_string());
-    assert_eq!(described["partitions"][0]["leader"], first.storage.0);
-
-    // Far longer than anything here takes.
-    let config = ConsumerConfig { fetch_max_wait: Duration::from_secs(300), ..ConsumerConfig::default() };
-    let mut waiting = consumer(&cluster, config).await;
-    waiting.assign_from([(TopicPartition { topic: name.clone(), partition: 0 }, SeekTo::Beginning)]);
-    let asked = |message: &async_nats::Message| {
-        let asked: DataFetch = serde_json::from_slice(&message.payload).unwrap();
-        assert_eq!(asked.offset, Some(Offset(0)));
-        Some(())
-    };
-    heard(&mut fetches, "a fetch that waits", asked).await;
-    // Anybody may say so, whatever it is: it is asked again, and nothing else follows.
-    for forged in ["", r#"{"storage": 9, "leaderEpoch": 2000000000}"#] {
-        observer.publish("dmq.data.leads.0.news", forged.into()).await.unwrap();
-        heard(&mut fetches, "it is asked again", asked).await;
-    }
-
-    cluster.storage[first.storage.0 as usize].kill();
-    let next = heard(&mut news, "another one leads", |message| {
-        leads(message).filter(|next| next.leader_epoch > first.leader_epoch)
-    });
-    assert_ne!(next.await.storage, first.storage);
-    let producer = producer(&cluster, ProducerConfig::default()).await;
-    let sent = producer.send(ProducerRecord::new(name, "after it")).await.unwrap();
-    assert_eq!(sent.await.unwrap().offset, Some(Offset(0)));
-    let read = tokio::time::timeout(Duration::from_secs(20), waiting.recv()).await.expect("it is read");
-    assert_eq!(read.unwrap().unwrap().value.as_deref(), Some("after it".as_bytes()));
-}
-
     let config = || ConsumerConfig {
         group: Some("workers".into()),
         auto_offset_reset: AutoOffsetReset::Earliest,

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 use support::cluster::{Cluster, copy_folder};
 use support::stranger::Stranger;
@@ -11,6 +13,21 @@ fn names(cluster: &Cluster) -> Vec<String> {
     let topics = cluster.run("topic list").unwrap();
     let names = topics["topics"].as_array().unwrap().iter().map(|topic| topic["name"].as_str().unwrap().to_owned());
     names.collect()
+}
+
+/// Writes these lines. Returns when all in-sync replicas have them on their disks.
+fn produce(cluster: &Cluster, topic: &str, lines: &BTreeSet<String>) {
+    let path = cluster.folder.path().join("lines.txt");
+    std::fs::write(&path, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    let mut command = cluster.command();
+    let output = command.args(["produce", topic, "--delivery-timeout", "60s", "--file"]).arg(&path).output().unwrap();
+    assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), cluster.logs());
+}
+
+fn consume(cluster: &Cluster, topic: &str) -> Vec<String> {
+    let output = cluster.command().args(["consume", topic, "--from", "beginning"]).output().unwrap();
+    assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), cluster.logs());
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
 /// Until every controller that runs has stopped writing and says so.
@@ -48,6 +65,9 @@ fn who_was_away_with_lost_versions_is_recognised_and_takes_a_snapshot() {
     let mut cluster = Cluster::start_with(1, 3, &[("DMQ_ADMIN_WAIT_MS", "200")]);
     cluster.await_healthy();
     cluster.run("topic create kept --partitions 3 --replication-factor 3").unwrap();
+    let numbered = |numbers: std::ops::Range<u32>| numbers.map(|number| format!("record {number}")).collect();
+    let (before, after): (BTreeSet<String>, BTreeSet<String>) = (numbered(0..300), numbered(300..400));
+    produce(&cluster, "kept", &before);
     // Only node 2, and the controller, come to know of the last changes.
     cluster.storage[0].pause();
     cluster.storage[1].pause();
@@ -81,6 +101,7 @@ fn who_was_away_with_lost_versions_is_recognised_and_takes_a_snapshot() {
     });
     assert_eq!(names(&cluster), ["kept"]);
     cluster.run("topic create after --replication-factor 2").unwrap();
+    produce(&cluster, "kept", &after);
 
     // They come back: with versions that nobody else has, of a history that is over.
     cluster.storage.push(cluster.node(2));
@@ -97,6 +118,9 @@ fn who_was_away_with_lost_versions_is_recognised_and_takes_a_snapshot() {
     let log = cluster.log_of("controller-0");
     assert!(log.contains("took the snapshot"), "{log}");
     assert_eq!(names(&cluster), ["after", "kept"]);
+    let read = consume(&cluster, "kept");
+    assert_eq!(read.len(), 400, "each of them once");
+    assert_eq!(read.into_iter().collect::<BTreeSet<_>>(), before.union(&after).cloned().collect());
     let stranger = Stranger::new(&cluster.nats);
     let mut beats = stranger.listen("dmq.heartbeat.*");
     let head = stranger.version();

@@ -118,7 +118,7 @@ fn catches(invariant: u32, bug: Bug) {
     panic!("{bug:?} breaks invariant {invariant} in none of {BUG_SEEDS} seeds, and others in {others:?}");
 }
 
-const PLANTED: [(u32, Bug); 26] = [
+const PLANTED: [(u32, Bug); 27] = [
     (1, Bug::StateOfItsOwn),
     (2, Bug::AcknowledgedEarly),
     (3, Bug::EndlessLease),
@@ -142,6 +142,7 @@ const PLANTED: [(u32, Bug); 26] = [
     (9, Bug::AdmissionForgotten),
     (9, Bug::RetryAtOnce),
     (9, Bug::UncleanAnyway),
+    (9, Bug::EmptyDiskTrusted),
     (9, Bug::FailedSyncTrusted),
     (9, Bug::FailedAppendStored),
     (15, Bug::CutsTooMuch),

@@ -53,6 +53,8 @@ pub enum Bug {
     RetryAtOnce,
     /// A replica that is not in sync leads though its topic forbids that.
     UncleanAnyway,
+    /// A node that comes back with an empty disk counts as in sync, as the one was that it replaces.
+    EmptyDiskTrusted,
     /// What a failed sync had to write is taken for stored.
     FailedSyncTrusted,
     /// What the disk did not take is acknowledged.
