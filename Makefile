@@ -49,7 +49,8 @@ verify: ## Check formatting, lints and documentation; write nothing
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
 
-FUZZ := batch_header records index checkpoints producer_snapshot open_log append messages metadata metadata_store
+FUZZ := batch_header records index checkpoints producer_snapshot open_log append messages \
+	client_requests client_answers services metadata metadata_store
 SECONDS_EACH ?= 60
 
 .PHONY: fuzz

@@ -6,6 +6,12 @@ pub mod client;
 pub mod config;
 pub mod controller;
 pub mod disk;
+/// What the fuzz targets reach that nobody else has to.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use crate::client::fuzzing::answer;
+    pub use crate::storage::fuzzing::{offsets, request};
+}
 pub mod log;
 pub mod metadata;
 pub mod process;

@@ -11,6 +11,9 @@ mod consumer;
 mod leaders;
 mod producer;
 
+#[cfg(fuzzing)]
+pub(crate) use consumer::fuzzing;
+
 pub use admin::{Admin, AdminError};
 pub use consumer::{AutoOffsetReset, ConsumeError, Consumer, ConsumerConfig, ConsumerRecord, SeekTo};
 pub use leaders::{DataError, Leaders};

@@ -13,5 +13,7 @@ mod subjects;
 mod writer;
 
 pub use partitions::RecordSettings;
+#[cfg(fuzzing)]
+pub(crate) use partitions::fuzzing;
 pub use shell::{Data, Options, run, run_until};
 pub use subjects::Subjects;

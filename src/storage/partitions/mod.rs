@@ -11,6 +11,8 @@ mod data;
 mod faults;
 mod fetches;
 mod flush;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod groups;
 mod log;
 mod request;
