@@ -344,10 +344,11 @@ impl<T> Leader<T> {
         })
     }
 
-    /// When a member of the in-sync replicas will lag for too long unless it catches up.
+    /// When a member of the in-sync replicas will lag for too long unless it catches up; of one that has left, before that.
     pub fn lag_deadline(&self) -> Option<Monotonic> {
         let behind = self.followers.iter().filter(|(node, replica)| {
-            self.in_sync.committed().contains(node) && replica.flushed.is_none_or(|end| end < self.log_end)
+            let lacks = replica.has_left || replica.flushed.is_none_or(|end| end < self.log_end);
+            self.in_sync.committed().contains(node) && lacks
         });
         behind.map(|(_, replica)| replica.caught_up + self.settings.lag_max).min()
     }

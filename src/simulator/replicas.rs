@@ -392,6 +392,8 @@ impl World {
                 }
             }
             Effect::Failed { place, error: Failure::Full } => self.replica_failed(proc, place, false),
+            // A log that failed here lacks nothing that was flushed.
+            Effect::Left { .. } => {}
             Effect::Unreadable { place, error } | Effect::Failed { place, error } => {
                 self.checker.break_rule(9, || format!("{} gives up {place:?}: {error}", name(proc)));
             }

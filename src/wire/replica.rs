@@ -39,7 +39,7 @@ pub struct ReplicaFetch {
     pub max_wait_ms: u32,
     /// Positions that changed since the poll before.
     pub positions: Vec<ReplicaPosition>,
-    /// No longer followed.
+    /// No longer followed, or not at present: the leader is not to wait for it.
     pub dropped: Vec<(TopicId, PartitionId)>,
 }
 
@@ -111,6 +111,8 @@ pub enum PartitionOutcome {
     NotAReplica,
     /// The records there cannot be read at present.
     StorageError,
+    /// To one that was dropped: the asker is not in sync, and will not be before it fetches again. Nobody counts on what it has.
+    Left,
 }
 
 impl PartitionOutcome {
@@ -122,7 +124,8 @@ impl PartitionOutcome {
             | Self::FencedLeaderEpoch
             | Self::NotLeader
             | Self::NotAReplica
-            | Self::StorageError => 0,
+            | Self::StorageError
+            | Self::Left => 0,
         }
     }
 }

@@ -131,7 +131,7 @@ impl Log {
         &self.damages
     }
 
-    /// Where the first of them begins: a follower cuts there ([`Self::truncate_to`]) before it asks its leader for anything, and
+    /// Where the first of them begins: a follower cuts there ([`Self::truncate_to`]) before it asks its leader for records, and
     /// copies on from there. Nothing before it is missing.
     ///
     /// Whether that takes something that counted, the log cannot know: a loss of power tears only what was never synced, so

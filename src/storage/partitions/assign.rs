@@ -9,7 +9,7 @@ use super::tail::Tail;
 use super::worker::Worker;
 use crate::log::{Log, LogConfig, LogError, TopicPartition, WantedLog};
 use crate::storage::core::{Place, Unassigned};
-use crate::storage::replicas::{Input, declines_to, may_cut};
+use crate::storage::replicas::{Input, declines_to};
 use crate::types::Monotonic;
 
 /// How many logs are opened at a time, and how many directories removed.
@@ -87,10 +87,10 @@ impl Worker {
     /// `opened`: the log, where it was opened with others.
     pub(super) fn take_up(&mut self, now: Monotonic, held: Held, opened: Option<Result<Log, LogError>>) {
         let Held { place, id, config, is_relaxed, assignment } = held;
-        let follows = self.me().is_some_and(|me| declines_to(&assignment, me).is_some());
-        let may_cut = self.member.is_some_and(|member| may_cut(&assignment, member, &self.peers));
+        let follows = self.me.is_some_and(|me| declines_to(&assignment, me).is_some());
+        let may_cut = follows && self.left.get(&place) == Some(&assignment.leader_epoch);
         if follows && self.faults.damage(place).is_some() {
-            // Out of the way, so that it is opened and cut, or leaves the in-sync replicas before that.
+            // Out of the way, so that it is opened and cut, or is said to be out of sync before that.
             self.close(now, place);
             if !may_cut {
                 return;
@@ -110,6 +110,8 @@ impl Worker {
                 Err(error) => return self.failed(place, &error.into()),
             },
         };
+        // It takes part again, and may come to be in sync.
+        self.left.remove(&place);
         self.give(now, Input::Assigned { place, assignment, log });
     }
 
@@ -162,6 +164,7 @@ impl Worker {
         self.give(now, Input::Unassigned(place));
         self.silence(place);
         self.forget_fault(place);
+        self.left.remove(&place);
         self.changes.opening.remove(&place);
         if let Some(Held { id, .. }) = self.held.remove(&place) {
             self.changes.going.insert(id, is_deliberate);

@@ -9,7 +9,7 @@ use super::worker::Worker;
 use crate::log::LogError;
 use crate::storage::core::Place;
 use crate::storage::replicas::{Faults, Input, Retry, Standing, declines_to, resignation};
-use crate::types::{Monotonic, Offset};
+use crate::types::{LeaderEpoch, Monotonic, Offset};
 use crate::wire::Health;
 
 const LAG_EVERY: Duration = Duration::from_millis(250);
@@ -101,9 +101,17 @@ impl Worker {
     pub(super) fn close(&mut self, now: Monotonic, place: Place) {
         self.give(now, Input::Unassigned(place));
         self.silence(place);
-        let leader = self.me().zip(self.held.get(&place)).and_then(|(me, held)| declines_to(&held.assignment, me));
+        let leader = self.me.zip(self.held.get(&place)).and_then(|(me, held)| declines_to(&held.assignment, me));
         if let Some(leader) = leader {
             self.give(now, Input::Declined { place, leader });
+        }
+    }
+
+    /// Nobody counts on what this closed replica has: where it is damaged, it is cut and copied anew.
+    pub(super) fn left(&mut self, place: Place, leader_epoch: LeaderEpoch) {
+        if let Some(held) = self.held.get(&place).filter(|_| self.faults.damage(place).is_some()).cloned() {
+            self.left.insert(place, leader_epoch);
+            self.take_up(self.clock.monotonic(), held, None);
         }
     }
 
@@ -146,7 +154,7 @@ impl Worker {
     /// Asks that another in-sync replica leads, if this node does and there is one.
     pub(super) fn resign(&mut self, place: Place) {
         let wish = self
-            .me()
+            .me
             .zip(self.held.get(&place))
             .and_then(|(me, held)| resignation(place, &held.assignment, me, &self.peers));
         if let Some(wish) = wish {
@@ -157,7 +165,7 @@ impl Worker {
     /// None where this node does not hold it.
     fn standing(&self, place: Place) -> Option<Standing> {
         let assignment = &self.held.get(&place)?.assignment;
-        Some(Standing::new(assignment, self.me()?, self.engine.log(place).is_none()))
+        Some(Standing::new(assignment, self.me?, self.engine.log(place).is_none()))
     }
 
     /// Whether a log that failed is to stay closed for now.

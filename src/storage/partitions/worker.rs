@@ -22,10 +22,10 @@ use super::{Command, Held, Lease, Options, RecordSettings, StartError};
 use crate::disk::RealDisk;
 use crate::log::{DEFAULT_OPEN_FILES, Log, LogDirectory, TopicPartition};
 use crate::process::Clock;
-use crate::storage::core::{self, InSyncWish, Member, Peer, Place, Token};
+use crate::storage::core::{self, InSyncWish, Peer, Place, Token};
 use crate::storage::replicas::{self, Effect, Faults, Input, Led, LogEnd, Replicas};
 use crate::storage::shell::Event;
-use crate::types::{Monotonic, StorageId};
+use crate::types::{LeaderEpoch, Monotonic, StorageId};
 use crate::wire::data::Leads;
 
 /// The most commands that are taken before the engine looks at what they led to.
@@ -38,7 +38,9 @@ pub(super) struct Worker {
     pub(super) held: BTreeMap<Place, Held>,
     pub(super) changes: Changes,
     pub(super) peers: BTreeMap<StorageId, Peer>,
-    pub(super) member: Option<Member>,
+    pub(super) me: Option<StorageId>,
+    /// Closed replicas of which their leaders said, in these epochs, that they are out of sync.
+    pub(super) left: BTreeMap<Place, LeaderEpoch>,
     pub(super) faults: Faults,
     pub(super) vitals: Vitals,
     pub(super) lag_at: Monotonic,
@@ -88,7 +90,8 @@ pub(super) fn start(
         held: BTreeMap::new(),
         changes: Changes::default(),
         peers: BTreeMap::new(),
-        member: None,
+        me: None,
+        left: BTreeMap::new(),
         faults: Faults::default(),
         vitals: vitals.clone(),
         lag_at: Monotonic(0),
@@ -207,7 +210,7 @@ impl Worker {
     async fn command(&mut self, now: Monotonic, command: Command) {
         match command {
             Command::Member(member) => {
-                self.member = Some(member);
+                self.me = Some(member.storage);
                 self.give(now, Input::Member(member));
                 self.listen_to_followers(member.storage);
             }
@@ -269,6 +272,7 @@ impl Worker {
             }
             Effect::LeadsNoMore(place) => self.silence(place),
             Effect::Unreadable { place, error } => self.unreadable(place, error.error()),
+            Effect::Left { place, leader_epoch } => self.left(place, leader_epoch),
             // The engine does nothing more with it.
             Effect::Failed { place, error } => self.failed_so(place, &error, false),
         }
@@ -281,10 +285,6 @@ impl Worker {
             let now = self.clock.monotonic();
             refused.into_iter().for_each(|outcome| self.give(now, Input::InSyncAnswer(outcome)));
         }
-    }
-
-    pub(super) fn me(&self) -> Option<StorageId> {
-        Some(self.member?.storage)
     }
 
     /// The name of a partition that this node holds.
@@ -313,7 +313,7 @@ impl Worker {
     /// What its clients are told.
     fn leads(&self, place: Place) -> Option<Leads> {
         let leader_epoch = self.engine.led(place)?.leader_epoch;
-        Some(Leads { storage: self.me()?, leader_epoch, topic_id: place.0 })
+        Some(Leads { storage: self.me?, leader_epoch, topic_id: place.0 })
     }
 
     pub(super) fn silence(&mut self, place: Place) {

@@ -145,7 +145,8 @@ pub enum Input<L> {
     },
     /// It holds it no longer.
     Unassigned(Place),
-    /// It holds it, and its log is closed: its leader, which is another node, is not to wait for it.
+    /// It holds it, and its log is closed: its leader, which is another node, is told not to wait for it, until it says that it does
+    /// not ([`Effect::Left`]).
     Declined {
         place: Place,
         leader: StorageId,
@@ -203,6 +204,8 @@ pub enum Effect<E> {
     Leads { place: Place, leader_epoch: LeaderEpoch },
     /// It leads it no longer.
     LeadsNoMore(Place),
+    /// What was declined is out of sync by its leader in this epoch, and stays so until it is followed again.
+    Left { place: Place, leader_epoch: LeaderEpoch },
     /// A follower asked for records that cannot be read. The replica goes on.
     Unreadable { place: Place, error: E },
     /// A log cannot be written or read: the replica neither leads nor follows, and is to be given up ([`Input::Unassigned`]).

@@ -44,6 +44,7 @@ impl<L: Log> Replicas<L> {
             Some(replica) => self.reassign(now, me, place, replica, assignment, out),
             None => {
                 let Some(log) = log else { return };
+                self.decline_no_more(place);
                 let attempt = *self.attempts.entry(place).and_modify(|attempt| *attempt += 1).or_insert(0);
                 let (flushed, high_watermark) = (log.end(), log.start());
                 let before = Assignment { leader: None, ..assignment.clone() };
@@ -171,6 +172,7 @@ impl<L: Log> Replicas<L> {
     }
 
     pub(super) fn unassign(&mut self, place: Place, out: &mut Vec<Effect<L::Error>>) {
+        self.decline_no_more(place);
         if let Some(mut replica) = self.held.remove(&place) {
             self.leave_role(place, &mut replica, out);
             self.unflushed.remove(&place);
@@ -179,8 +181,13 @@ impl<L: Log> Replicas<L> {
 
     pub(super) fn decline(&mut self, now: Monotonic, place: Place, leader: StorageId) {
         if !self.held.contains_key(&place) {
-            self.links.entry(leader).or_insert_with(|| Link::new(now)).decline(place);
+            self.decline_no_more(place);
+            self.links.entry(leader).or_insert_with(|| Link::new(now)).decline(now, place);
         }
+    }
+
+    fn decline_no_more(&mut self, place: Place) {
+        self.links.values_mut().for_each(|link| _ = link.declines_no_more(place));
     }
 }
 

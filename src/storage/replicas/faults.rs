@@ -3,14 +3,14 @@
 //! - Where the disk does not take what it is given, the replica is given up, and opened anew once the disk takes something: with
 //!   nothing to append, one on a full disk would be in sync, and fail as soon as it leads.
 //! - Where the disk has lost what it was given, the range is never served. A leader gives the leadership up first. Whoever follows
-//!   leaves the in-sync replicas, then cuts its log before the range and copies it anew: a member without records that were
-//!   acknowledged could be elected.
+//!   closes its log until its leader says that it is out of sync, then cuts it before the range and copies it anew: a member
+//!   without records that were acknowledged could be elected.
 //! - The last in-sync replica goes on leading: it is all there is.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::storage::core::{Assignment, InSyncWish, Member, Peer, Place};
+use crate::storage::core::{Assignment, InSyncWish, Peer, Place};
 use crate::types::{Monotonic, Offset, StorageId};
 
 const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -143,15 +143,6 @@ impl Faults {
     }
 }
 
-/// Whether a replica is to be cut where it is damaged: it follows, and nobody counts on what it has. Metadata that does not have this
-/// incarnation may be from before the replica came to be in sync, or the last of those.
-pub fn may_cut(assignment: &Assignment, member: Member, peers: &BTreeMap<StorageId, Peer>) -> bool {
-    let me = member.storage;
-    let follows = assignment.leader.is_some_and(|leader| leader != me);
-    let is_present = peers.get(&me).is_some_and(|peer| peer.node_epoch == member.node_epoch);
-    follows && is_present && !assignment.isr.contains(&me)
-}
-
 /// The leader that is not to wait for a closed replica of `me`: none where that leads, or nobody.
 pub fn declines_to(assignment: &Assignment, me: StorageId) -> Option<StorageId> {
     assignment.leader.filter(|leader| *leader != me)
@@ -181,7 +172,7 @@ pub fn resignation(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{ClusterId, LeaderEpoch, NodeEpoch, PartitionEpoch, TopicId};
+    use crate::types::{LeaderEpoch, NodeEpoch, PartitionEpoch, TopicId};
     use uuid::Uuid;
 
     const ME: StorageId = StorageId(1);
@@ -206,23 +197,6 @@ mod tests {
 
     fn standing(leader: u32, isr: &[u32], is_closed: bool) -> Option<Standing> {
         Some(Standing::new(&assignment(leader, isr), ME, is_closed))
-    }
-
-    #[test]
-    fn what_is_damaged_is_cut_only_where_the_present_metadata_counts_on_nobody_here() {
-        let member = Member { cluster: ClusterId(Uuid::from_u128(1)), storage: ME, node_epoch: NodeEpoch(9) };
-        let peers = |epoch| BTreeMap::from([(ME, Peer { node_epoch: NodeEpoch(epoch), active: false })]);
-        let nobody_leads = Assignment { leader: None, ..assignment(0, &[0]) };
-        for (what, assignment, peers, may) in [
-            ("it follows, out of sync", assignment(0, &[0, 2]), peers(9), true),
-            ("it is in sync", assignment(0, &[0, 1]), peers(9), false),
-            ("it leads", assignment(1, &[1]), peers(9), false),
-            ("nobody leads", nobody_leads, peers(9), false),
-            ("as it was before this incarnation", assignment(0, &[0, 2]), peers(8), false),
-            ("before it was registered at all", assignment(0, &[0, 2]), BTreeMap::new(), false),
-        ] {
-            assert_eq!(may_cut(&assignment, member, &peers), may, "{what}");
-        }
     }
 
     #[test]

@@ -35,6 +35,10 @@ pub(super) struct Link {
     changed: BTreeSet<Place>,
     named: Option<Place>,
     dropped: BTreeSet<Place>,
+    /// Not followed, and the leader has not said yet that it does not wait for them.
+    declined: BTreeSet<Place>,
+    /// When it is told so, or again.
+    decline_at: Monotonic,
     /// What the leader was told of.
     told: BTreeSet<Place>,
     /// Written, and not on the disk yet.
@@ -59,6 +63,8 @@ impl Link {
             changed: BTreeSet::new(),
             named: None,
             dropped: BTreeSet::new(),
+            declined: BTreeSet::new(),
+            decline_at: now,
             told: BTreeSet::new(),
             unflushed: BTreeSet::new(),
             ahead_at: None,
@@ -78,6 +84,7 @@ impl Link {
         self.followed.insert(place);
         self.changed.insert(place);
         self.dropped.remove(&place);
+        self.declined.remove(&place);
         if !flushed {
             self.unflushed.insert(place);
         }
@@ -94,8 +101,17 @@ impl Link {
     }
 
     /// The leader may never have been told of it, and counts on it all the same: it was led by another before.
-    pub(super) fn decline(&mut self, place: Place) {
-        self.dropped.insert(place);
+    pub(super) fn decline(&mut self, now: Monotonic, place: Place) {
+        self.declined.insert(place);
+        self.decline_at = now;
+    }
+
+    pub(super) fn declines_no_more(&mut self, place: Place) -> bool {
+        self.declined.remove(&place)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.followed.is_empty() && self.dropped.is_empty() && self.declined.is_empty()
     }
 
     pub(super) fn flushed(&mut self, now: Monotonic, place: Place, all: bool) {
@@ -149,26 +165,29 @@ impl Link {
         self.dropped.clear();
         self.later.clear();
         self.changed = self.followed.clone();
-        self.retry_at = retry_at;
+        (self.retry_at, self.decline_at) = (retry_at, retry_at);
     }
 
     pub(super) fn deadline(&self) -> Option<Monotonic> {
         let waits = !self.changed.is_empty() || !self.later.is_empty() || self.polls.is_empty();
         let may = waits && !self.followed.is_empty() && self.polls.len() < POLLS;
         let asks = self.asks_at().filter(|_| may);
-        self.polls.values().map(|(_, until)| *until).chain(asks).min()
+        let declines = self.asks_at().filter(|_| !self.declined.is_empty() && self.polls.len() < POLLS);
+        let declines = declines.map(|at| at.max(self.decline_at));
+        self.polls.values().map(|(_, until)| *until).chain(asks).chain(declines).min()
     }
 
     fn wants_poll(&self, now: Monotonic) -> bool {
-        let something = !self.changed.is_empty() || !self.dropped.is_empty() || self.polls.is_empty();
-        let idle = self.followed.is_empty() && self.dropped.is_empty();
-        something && !idle && self.polls.len() < POLLS && self.asks_at().is_some_and(|at| now >= at)
+        let declines = !self.declined.is_empty() && now >= self.decline_at;
+        let follows = !self.followed.is_empty() && self.polls.is_empty();
+        let something = !self.changed.is_empty() || !self.dropped.is_empty() || declines || follows;
+        something && self.polls.len() < POLLS && self.asks_at().is_some_and(|at| now >= at)
     }
 }
 
 impl<L: Log> Replicas<L> {
     pub(super) fn step_links(&mut self, now: Monotonic, out: &mut Vec<Effect<L::Error>>) {
-        self.links.retain(|_, link| !link.followed.is_empty() || !link.dropped.is_empty());
+        self.links.retain(|_, link| !link.is_idle());
         let leaders: Vec<_> = self.links.keys().copied().collect();
         for leader in leaders {
             self.step_link(now, leader, out);
@@ -191,11 +210,17 @@ impl<L: Log> Replicas<L> {
         let call = self.call();
         let (Some(member), Some(link)) = (self.member, self.links.get_mut(&leader)) else { return };
         if link.sequence == 0 {
-            link.session += 1;
+            // Also of a link that is begun anew: the leader knows the numbers of those that are over.
+            self.sessions_begun += 1;
+            link.session = self.sessions_begun;
         }
         // What finds no place in this poll is named in the next one, which does not wait for its answer.
         let room = self.settings.message_max_bytes.saturating_sub(POLL_BYTES);
-        let gone: Vec<_> = (0..room / DROPPED_BYTES).map_while(|_| link.dropped.pop_first()).collect();
+        let mut gone: Vec<_> = (0..room / DROPPED_BYTES).map_while(|_| link.dropped.pop_first()).collect();
+        if now >= link.decline_at {
+            link.decline_at = retry;
+            gone.extend(link.declined.iter().take(room / DROPPED_BYTES - gone.len()));
+        }
         let room = (room - gone.len() * DROPPED_BYTES) / POSITION_BYTES;
         let mut positions = Vec::with_capacity(link.changed.len().min(room));
         for place in link.take_changed(room.max(1)) {
@@ -276,6 +301,12 @@ impl<L: Log> Replicas<L> {
     ) {
         let place = (answer.topic, answer.partition);
         let Some(link) = self.links.get_mut(&leader) else { return };
+        if answer.outcome == PartitionOutcome::Left {
+            if link.declines_no_more(place) {
+                out.push(Effect::Left { place, leader_epoch: answer.leader_epoch });
+            }
+            return;
+        }
         let Some(replica) = self.held.get_mut(&place) else { return };
         let Role::Follows(follower) = &mut replica.role else { return };
         let outcome = match answer.outcome {
@@ -288,7 +319,8 @@ impl<L: Log> Replicas<L> {
             PartitionOutcome::FencedLeaderEpoch
             | PartitionOutcome::NotLeader
             | PartitionOutcome::NotAReplica
-            | PartitionOutcome::StorageError => {
+            | PartitionOutcome::StorageError
+            | PartitionOutcome::Left => {
                 link.later.insert(place);
                 link.retry_at = link.retry_at.max(now + self.settings.retry);
                 return;

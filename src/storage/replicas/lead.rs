@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::{Effect, Log, Read, Replica, Replicas, Role};
 use crate::replication::{FetchFrom, FetchOutcome, Refusal, ReplicaSession};
 use crate::storage::core::{Member, Place, Token};
-use crate::types::{Monotonic, NodeEpoch, Offset, StorageId};
+use crate::types::{LeaderEpoch, Monotonic, NodeEpoch, Offset, StorageId};
 use crate::wire::replica::{
     ANSWER_BYTES, PartitionAnswer, PartitionOutcome, ReplicaAnswer, ReplicaFetch, ReplicaPosition, SessionOutcome,
 };
@@ -38,6 +38,8 @@ pub(super) struct Session {
     pub(super) ready: BTreeSet<Place>,
     /// The position has changed and was not looked at.
     fresh: BTreeSet<Place>,
+    /// Dropped, and their follower is not in sync in these epochs: it is told so.
+    left: BTreeMap<Place, LeaderEpoch>,
     /// Where the last answer ended, so that no partition starves behind busier ones.
     cursor: Option<Place>,
     waiting: Option<Waiting>,
@@ -112,6 +114,19 @@ impl Session {
         }
     }
 
+    /// As many as fit.
+    fn take_left(&mut self, room: usize) -> Vec<PartitionAnswer> {
+        let left = |((topic, partition), leader_epoch)| PartitionAnswer {
+            topic,
+            partition,
+            leader_epoch,
+            offset: Offset::ZERO,
+            last_epoch: None,
+            outcome: PartitionOutcome::Left,
+        };
+        (0..room / ANSWER_BYTES).map_while(|_| self.left.pop_first()).map(left).collect()
+    }
+
     /// The places to speak of, beginning behind the last answer's end.
     fn in_turn(&self) -> Vec<Place> {
         let Some(cursor) = self.cursor else { return self.ready.iter().copied().collect() };
@@ -162,6 +177,7 @@ impl<L: Log> Replicas<L> {
             sent: BTreeMap::new(),
             ready: BTreeSet::new(),
             fresh: BTreeSet::new(),
+            left: BTreeMap::new(),
             cursor: None,
             waiting: None,
         };
@@ -179,6 +195,9 @@ impl<L: Log> Replicas<L> {
             if let Some(Replica { role: Role::Leads(leader), .. }) = self.held.get_mut(place) {
                 leader.left(poll.storage, poll.node_epoch);
                 self.asks.insert(*place);
+                if !leader.in_sync().maximal().any(|node| node == poll.storage) {
+                    session.left.insert(*place, leader.leader_epoch());
+                }
             }
         }
         if session.positions.len() + poll.positions.len() > self.held.len() + STRANGE_POSITIONS {
@@ -236,10 +255,8 @@ impl<L: Log> Replicas<L> {
             self.look_at_positions(now, node, out);
             self.hold_back(now, node);
             let Some(session) = self.sessions.get_mut(&node) else { continue };
-            let Some(waiting) = session.waiting.filter(|waiting| !session.ready.is_empty() || now >= waiting.until)
-            else {
-                continue;
-            };
+            let speaks = !session.ready.is_empty() || !session.left.is_empty();
+            let Some(waiting) = session.waiting.filter(|waiting| speaks || now >= waiting.until) else { continue };
             session.waiting = None;
             let (partitions, batches) = self.gather(now, node, waiting.max_bytes, out);
             self.answer_poll(node, waiting, partitions, &batches, out);
@@ -325,8 +342,10 @@ impl<L: Log> Replicas<L> {
         out: &mut Vec<Effect<L::Error>>,
     ) -> (Vec<PartitionAnswer>, Vec<Bytes>) {
         let places = self.sessions.get(&node).map(Session::in_turn).unwrap_or_default();
-        let (mut partitions, mut batches, mut left) = (Vec::new(), Vec::new(), max_bytes);
+        let (mut batches, mut left) = (Vec::new(), max_bytes);
         let mut room = self.settings.message_max_bytes.saturating_sub(HEAD_BYTES);
+        let mut partitions = self.sessions.get_mut(&node).map(|session| session.take_left(room)).unwrap_or_default();
+        room -= partitions.len() * ANSWER_BYTES;
         for place in places {
             if left == 0 || (room < ANSWER_BYTES && !partitions.is_empty()) {
                 break;

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 pub use api::{Acks, Append, AppendError, Effect, Input, Log, LogEnd, Read, Settings};
-pub use faults::{Faults, Retry, Standing, declines_to, may_cut, resignation};
+pub use faults::{Faults, Retry, Standing, declines_to, resignation};
 
 use crate::replication::{Follower, InSync, Leader};
 use crate::storage::core::{Assignment, Call, Member, Peer, Place, Token};
@@ -87,6 +87,8 @@ pub struct Replicas<L: Log> {
     moved: BTreeSet<Place>,
     lag_check_at: Monotonic,
     next_call: u64,
+    /// As a follower, with any leader.
+    sessions_begun: u64,
     /// Polls of no follower, since that was last asked.
     refused: u64,
 }
@@ -118,6 +120,7 @@ impl<L: Log> Replicas<L> {
             moved: BTreeSet::new(),
             lag_check_at: Monotonic(0),
             next_call: 0,
+            sessions_begun: 0,
             refused: 0,
         }
     }

@@ -118,6 +118,7 @@ struct Cluster {
     next: u64,
     acknowledged: Vec<(Token, Result<Offset, AppendError<Broken>>)>,
     dropped: Vec<(Place, AppendError<Broken>)>,
+    left: Vec<(u32, Place, LeaderEpoch)>,
     polls: u32,
     /// The longest poll or answer, in bytes.
     longest: usize,
@@ -145,6 +146,7 @@ impl Cluster {
             next: 0,
             acknowledged: Vec::new(),
             dropped: Vec::new(),
+            left: Vec::new(),
             polls: 0,
             longest: 0,
         };
@@ -208,6 +210,7 @@ impl Cluster {
                     self.ways.extend(wishes.into_iter().map(|wish| Way::Alter { node, wish }));
                 }
                 Effect::Leads { .. } | Effect::LeadsNoMore(_) | Effect::Unreadable { .. } | Effect::Failed { .. } => {}
+                Effect::Left { place, leader_epoch } => self.left.push((node, place, leader_epoch)),
             }
         }
     }
