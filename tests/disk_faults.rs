@@ -16,23 +16,6 @@ fn lines(numbers: std::ops::Range<usize>) -> String {
     numbers.map(|number| format!("{number} {}\n", format!("{number:x}.").repeat(1_000 / 4))).collect()
 }
 
-/// Writes these lines to a topic. Returns when each is acknowledged by every in-sync replica.
-fn produce(cluster: &Cluster, topic: &str, text: &str) {
-    let path = cluster.folder.path().join("lines.txt");
-    std::fs::write(&path, text).unwrap();
-    let mut command = cluster.command();
-    command.args(["produce", topic, "--delivery-timeout", "60s", "--file"]).arg(&path);
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), cluster.logs());
-}
-
-/// What a topic's consumers read.
-fn consume(cluster: &Cluster, topic: &str) -> String {
-    let output = cluster.command().args(["consume", topic, "--from", "beginning"]).output().unwrap();
-    assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), cluster.logs());
-    String::from_utf8(output.stdout).unwrap()
-}
-
 /// The segments of partition 0, in order.
 fn segments(cluster: &Cluster, node: usize, topic: &str) -> Vec<PathBuf> {
     let folder = cluster.folder.path().join(format!("storage-{node}/partitions/{topic}-0"));
@@ -88,7 +71,7 @@ fn a_closed_segment_that_has_changed_is_never_served_and_is_copied_anew() {
     cluster.run("topic create orders --replication-factor 2 --config segment.bytes=1048576 --config max.message.bytes=65536").unwrap();
     let text = lines(0..3_500);
     let wanted: Vec<&str> = text.lines().collect();
-    produce(&cluster, "orders", &text);
+    cluster.produce("orders", &text);
     let stranger = Stranger::new(&cluster.nats);
     for was_leader in [false, true] {
         let led = leader(&cluster, "orders").unwrap();
@@ -129,7 +112,7 @@ fn a_closed_segment_that_has_changed_is_never_served_and_is_copied_anew() {
             told if told == "[]" || told == "null" => Ok(()),
             told => Err(told),
         });
-        assert!(consume(&cluster, "orders") == text, "not all was read");
+        assert!(cluster.consume("orders") == text, "not all was read");
         assert!(bytes(&cluster, victim, "orders") == bytes(&cluster, other, "orders"), "the replicas differ");
         assert!(cluster.log_of(&format!("storage-{victim}")).contains("copies anew"), "{}", cluster.logs());
     }
@@ -142,8 +125,8 @@ fn damage_that_is_found_at_the_start_is_copied_anew_or_told_where_there_is_no_ot
     cluster.run("topic create pair --replication-factor 2 --config max.message.bytes=65536").unwrap();
     cluster.run("topic create lone --replication-factor 1 --config max.message.bytes=65536").unwrap();
     let text = lines(0..500);
-    produce(&cluster, "pair", &text);
-    produce(&cluster, "lone", &text);
+    cluster.produce("pair", &text);
+    cluster.produce("lone", &text);
     let victim = leader(&cluster, "pair").unwrap();
     cluster.storage[victim].kill();
     flip_in_the_middle(&segments(&cluster, victim, "pair")[0]);
@@ -153,7 +136,7 @@ fn damage_that_is_found_at_the_start_is_copied_anew_or_told_where_there_is_no_ot
         log => Err(log),
     });
     cluster.await_healthy();
-    assert!(consume(&cluster, "pair") == text);
+    assert!(cluster.consume("pair") == text);
     assert!(bytes(&cluster, 0, "pair") == bytes(&cluster, 1, "pair"), "the replicas differ");
 
     let holder = leader(&cluster, "lone").unwrap();
@@ -166,7 +149,7 @@ fn damage_that_is_found_at_the_start_is_copied_anew_or_told_where_there_is_no_ot
     });
     cluster.await_that("it leads", || leader(&cluster, "lone").ok_or_else(String::new));
     // What can be read is, and it takes more.
-    produce(&cluster, "lone", "more\n");
+    cluster.produce("lone", "more\n");
     let stranger = Stranger::new(&cluster.nats);
     let (before, error) = read_on(&stranger, "lone", 0);
     assert_eq!(error.expect("an error in place of the damaged records")["code"], "CORRUPT_MESSAGE");
@@ -183,7 +166,7 @@ fn what_the_last_in_sync_replica_has_is_not_cut_before_it_knows_that_it_is_the_l
         .run("topic create orders --replication-factor 2 --config min.insync.replicas=1 --config max.message.bytes=65536")
         .unwrap();
     let text = lines(0..500);
-    produce(&cluster, "orders", &text);
+    cluster.produce("orders", &text);
     let first = leader(&cluster, "orders").unwrap();
     let last = 1 - first;
     cluster.storage[last].pause();
@@ -285,7 +268,7 @@ fn fill_and_empty(full: &str) {
     cluster.await_healthy();
     cluster.run("topic create orders --partitions 6 --replication-factor 3 --config min.insync.replicas=2 --config max.message.bytes=65536").unwrap();
     let mut text = lines(0..600);
-    produce(&cluster, "orders", &text);
+    cluster.produce("orders", &text);
     let leads = |cluster: &Cluster| -> Result<(bool, bool), String> {
         let described = cluster.run("topic describe orders")?;
         let partitions = described["partitions"].as_array().unwrap().clone();
@@ -303,7 +286,7 @@ fn fill_and_empty(full: &str) {
     };
     assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
     let more = lines(600..3_000);
-    produce(&cluster, "orders", &more);
+    cluster.produce("orders", &more);
     text.push_str(&more);
     cluster.await_that("it leads nothing, and is in no in-sync set", || match leads(&cluster)? {
         (false, false) => Ok(()),
@@ -318,7 +301,7 @@ fn fill_and_empty(full: &str) {
         lines.sort();
         lines
     };
-    assert!(sorted(&consume(&cluster, "orders")) == sorted(&text), "not what was acknowledged, once each");
+    assert!(sorted(&cluster.consume("orders")) == sorted(&text), "not what was acknowledged, once each");
 
     drop(file);
     std::fs::remove_file(&filler).unwrap();
@@ -329,9 +312,9 @@ fn fill_and_empty(full: &str) {
         told if told == "[]" || told == "null" => Ok(()),
         told => Err(told),
     });
-    produce(&cluster, "orders", "the last\n");
+    cluster.produce("orders", "the last\n");
     text.push_str("the last\n");
-    assert!(sorted(&consume(&cluster, "orders")) == sorted(&text));
+    assert!(sorted(&cluster.consume("orders")) == sorted(&text));
     assert!(bytes(&cluster, 2, "orders") == bytes(&cluster, 0, "orders"), "the replicas differ");
     assert!(!cluster.storage[2].has_ended() && !cluster.logs().contains("panicked"), "{}", cluster.logs());
 }

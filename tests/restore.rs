@@ -15,21 +15,6 @@ fn names(cluster: &Cluster) -> Vec<String> {
     names.collect()
 }
 
-/// Writes these lines. Returns when all in-sync replicas have them on their disks.
-fn produce(cluster: &Cluster, topic: &str, lines: &BTreeSet<String>) {
-    let path = cluster.folder.path().join("lines.txt");
-    std::fs::write(&path, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
-    let mut command = cluster.command();
-    let output = command.args(["produce", topic, "--delivery-timeout", "60s", "--file"]).arg(&path).output().unwrap();
-    assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), cluster.logs());
-}
-
-fn consume(cluster: &Cluster, topic: &str) -> Vec<String> {
-    let output = cluster.command().args(["consume", topic, "--from", "beginning"]).output().unwrap();
-    assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), cluster.logs());
-    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
-}
-
 /// Until every controller that runs has stopped writing and says so.
 fn await_halted(cluster: &Cluster, controllers: &[u32]) {
     cluster.await_that("every controller is halted", || {
@@ -67,7 +52,8 @@ fn who_was_away_with_lost_versions_is_recognised_and_takes_a_snapshot() {
     cluster.run("topic create kept --partitions 3 --replication-factor 3").unwrap();
     let numbered = |numbers: std::ops::Range<u32>| numbers.map(|number| format!("record {number}")).collect();
     let (before, after): (BTreeSet<String>, BTreeSet<String>) = (numbered(0..300), numbered(300..400));
-    produce(&cluster, "kept", &before);
+    let lines = |of: &BTreeSet<String>| of.iter().map(|line| format!("{line}\n")).collect::<String>();
+    cluster.produce("kept", &lines(&before));
     // Only node 2, and the controller, come to know of the last changes.
     cluster.storage[0].pause();
     cluster.storage[1].pause();
@@ -101,7 +87,7 @@ fn who_was_away_with_lost_versions_is_recognised_and_takes_a_snapshot() {
     });
     assert_eq!(names(&cluster), ["kept"]);
     cluster.run("topic create after --replication-factor 2").unwrap();
-    produce(&cluster, "kept", &after);
+    cluster.produce("kept", &lines(&after));
 
     // They come back: with versions that nobody else has, of a history that is over.
     cluster.storage.push(cluster.node(2));
@@ -118,9 +104,9 @@ fn who_was_away_with_lost_versions_is_recognised_and_takes_a_snapshot() {
     let log = cluster.log_of("controller-0");
     assert!(log.contains("took the snapshot"), "{log}");
     assert_eq!(names(&cluster), ["after", "kept"]);
-    let read = consume(&cluster, "kept");
-    assert_eq!(read.len(), 400, "each of them once");
-    assert_eq!(read.into_iter().collect::<BTreeSet<_>>(), before.union(&after).cloned().collect());
+    let read = cluster.consume("kept");
+    assert_eq!(read.lines().count(), 400, "each of them once");
+    assert_eq!(read.lines().map(str::to_owned).collect::<BTreeSet<_>>(), before.union(&after).cloned().collect());
     let stranger = Stranger::new(&cluster.nats);
     let mut beats = stranger.listen("dmq.heartbeat.*");
     let head = stranger.version();

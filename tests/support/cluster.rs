@@ -119,6 +119,23 @@ impl Cluster {
         }
     }
 
+    /// Writes these lines to a topic. Returns when all in-sync replicas have them on their disks.
+    pub fn produce(&self, topic: &str, text: &str) {
+        let path = self.folder.path().join("lines.txt");
+        std::fs::write(&path, text).unwrap();
+        let mut command = self.command();
+        let output =
+            command.args(["produce", topic, "--delivery-timeout", "60s", "--file"]).arg(&path).output().unwrap();
+        assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), self.logs());
+    }
+
+    /// What a topic's consumers read, from its beginning to its present end.
+    pub fn consume(&self, topic: &str) -> String {
+        let output = self.command().args(["consume", topic, "--from", "beginning"]).output().unwrap();
+        assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), self.logs());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     pub fn await_that<T>(&self, what: &str, mut found: impl FnMut() -> Result<T, String>) -> T {
         let deadline = Instant::now() + PATIENCE;
         loop {
