@@ -59,6 +59,16 @@ pub enum Bug {
     FailedSyncTrusted,
     /// What the disk did not take is acknowledged.
     FailedAppendStored,
+    /// A damaged replica is cut before its leader says that nobody counts on it.
+    CutsBeforeItLeft,
+    /// Who makes no progress is given leases as long as anybody's.
+    IdleLease,
+    /// A disk that was set back counts as what it was.
+    SetBackTrusted,
+    /// A restore gives out the leader epochs next to those that it knows.
+    RestoredTooLow,
+    /// The directory of a topic that was deleted is taken for that of a topic with the same name.
+    OtherTopicTrusted,
 }
 
 thread_local! {

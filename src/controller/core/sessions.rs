@@ -228,6 +228,8 @@ impl Controller {
         let (head, now) = (self.history.position().version, self.mono());
         let Some(session) = self.sessions.get_mut(&id) else { return };
         if position.version > head {
+            // Another controller brought it what this one does not know of yet: that it lags, nobody can say.
+            session.behind = None;
             return;
         }
         if position.version > session.position.version {
@@ -255,8 +257,14 @@ impl Controller {
         let Some(node) = image.storage.get(&id) else { return };
         let settled = session.position.version >= session.lost_leadership_at.max(session.fenced_at);
         let lease = if node.state.serves() && settled && !self.losing(id) {
-            // Counted from when the heartbeat was sent, and a little shorter than the session that is counted here.
-            self.settings.session_timeout * 9 / 10
+            // Counted from when the heartbeat was sent, and a little shorter than what is counted here. Who makes no progress will be
+            // fenced although it is heard: its lease is over by then.
+            let timeout = self.settings.session_timeout;
+            let idle = session.behind.map_or(Duration::ZERO, |(_, since)| self.mono().since(since));
+            #[cfg(test)]
+            let idle = if crate::simulator::planted(crate::simulator::Bug::IdleLease) { Duration::ZERO } else { idle };
+            let stalled = Duration::from_millis(session.health.sync_stalled_ms);
+            timeout.saturating_sub(idle.max(stalled)) * 9 / 10
         } else {
             Duration::ZERO
         };

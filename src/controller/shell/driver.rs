@@ -416,6 +416,8 @@ impl Driver {
             FollowEvent::Entry { sequence, payload } => {
                 self.feed(Input::Entry { version: Version(sequence), payload }).await;
             }
+            // An active controller wrote it itself, and may purge it before it comes back here.
+            FollowEvent::Purged { first_available } if self.core.history().seen().next().0 >= first_available => {}
             FollowEvent::Purged { first_available } => {
                 tracing::info!(first_available, "the history was purged beyond what was read of it");
                 // What follows stands on what is gone. The core finds out when it asks for the head, and says where to go on.

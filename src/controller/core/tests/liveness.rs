@@ -98,6 +98,53 @@ fn no_lease_is_given_to_a_node_that_lacks_the_change_that_took_its_leadership() 
 }
 
 #[test]
+fn the_lease_of_who_makes_no_progress_is_over_before_it_is_fenced_for_that() {
+    let mut rig = Rig::with_nodes();
+    let (behind, began) = (rig.core.history().position(), rig.now.monotonic);
+    // Of a topic with one replica nobody else is in sync, and where it may be, another one is elected at once.
+    rig.create("orders");
+    let (mut until, mut sequence) = (began, 3);
+    while rig.node(0).state == NodeState::Active {
+        let sent = rig.now.monotonic;
+        let answer = rig.heartbeat_at(0, 10, sequence, behind).unwrap();
+        until = until.max(sent + Duration::from_millis(answer.lease_ms));
+        rig.pass(Duration::from_millis(250));
+        sequence += 1;
+    }
+    assert!(
+        until > began + Duration::from_secs(2) && until < rig.now.monotonic,
+        "{until:?} of {:?}",
+        rig.now.monotonic
+    );
+}
+
+#[test]
+fn who_has_what_this_controller_does_not_know_to_be_stored_yet_does_not_lag() {
+    let mut rig = Rig::with_nodes();
+    let before = rig.core.history().position();
+    rig.create("orders");
+    rig.heartbeat_at(0, 10, 3, before);
+    // The answer is late, and another controller pushes what the stream has.
+    rig.fates.push_back(Fate::Held);
+    rig.deaf = true;
+    rig.create("clicks");
+    let [(_, _, payload)] = &rig.held[..] else { panic!("{:?}", rig.held) };
+    let payload = payload.clone();
+    rig.stream.push(payload.clone());
+    let head = rig.core.history().position();
+    let beyond = Position { version: head.version.next(), ..head };
+    for sequence in 4..12 {
+        rig.heartbeat_at(0, 10, sequence, beyond);
+        rig.heartbeat(1, 11, sequence);
+        rig.pass(Duration::from_millis(500));
+    }
+    rig.feed(Input::Entry { version: beyond.version, payload });
+    rig.pass(Duration::from_millis(100));
+    assert_eq!(rig.core.history().position().version, beyond.version);
+    assert_eq!((rig.core.role(), rig.node(0).state), (ControllerRole::Active, NodeState::Active));
+}
+
+#[test]
 fn who_lost_a_leadership_before_this_process_began_gets_no_lease_before_it_knows() {
     let mut rig = Rig::with_nodes();
     let before = rig.core.history().position();
