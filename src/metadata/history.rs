@@ -275,10 +275,10 @@ const RESTORE_STEP: u64 = 1_000_000_000;
 
 /// The base of a history restored from `image` at `from`: versions and leader epochs go on above any that was ever given out.
 ///
-/// `highest` is the highest version that anybody reported.
+/// `highest` is the highest version that anybody reported, or of which there is a snapshot.
 pub fn restored_base(mut image: Image, from: Position, highest: Version) -> (Image, Position) {
-    image.reset_for_restore();
     let version = restored_version(from, highest);
+    image.reset_for_restore(version.0 / RESTORE_STEP);
     (image, Position { version, digest: restored_digest(from, version) })
 }
 

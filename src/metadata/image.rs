@@ -17,6 +17,9 @@ pub const REQUESTS_KEPT: usize = 4096;
 
 /// The most replicas of one partition.
 pub const MAX_REPLICAS: usize = 32;
+/// How far apart the epochs of two restored histories begin. They are 31 bits in Kafka's batches: so many restores of so many elections
+/// each fit.
+const RESTORED_EPOCHS: u32 = 1 << 16;
 
 /// The most partitions of one topic, and how many can be made at once.
 pub const MAX_PARTITIONS: u32 = 1_000_000;
@@ -451,7 +454,16 @@ impl Image {
             node.leaders += more.leaders;
         }
         let held = self.topic_mut(topic)?;
-        held.partitions.extend(replicas.iter().map(|nodes| Partition::new(nodes)));
+        // In a history that was lost there may have been partitions of these numbers.
+        let since_restore = held.partitions.iter().next().map_or((0, 0), |first| {
+            let step = |epoch: u32| epoch / RESTORED_EPOCHS * RESTORED_EPOCHS;
+            (step(first.leader_epoch.0), step(first.epoch.0))
+        });
+        held.partitions.extend(replicas.iter().map(|nodes| Partition {
+            leader_epoch: LeaderEpoch(since_restore.0),
+            epoch: PartitionEpoch(since_restore.1),
+            ..Partition::new(nodes)
+        }));
         held.changed = version;
         Ok(())
     }
@@ -550,10 +562,18 @@ impl Image {
     }
 
     /// Raises every leader epoch above any that can have been given out before a restore, and leaves every partition without
-    /// a leader and every node fenced: who lives will register and be elected anew.
-    pub(super) fn reset_for_restore(&mut self) {
-        /// Epochs are 31 bits in Kafka's batches; so many restores of so many elections each fit.
-        const STEP: u32 = 1 << 16;
+    /// a leader and every node fenced: who lives will register and be elected anew. `restores`: how many there may have been before and
+    /// with this one. The image may be from before some of them.
+    pub(super) fn reset_for_restore(&mut self, restores: u64) {
+        /// Versions that are claimed and that nobody has may make it seem as if there were more.
+        const MOST: u64 = 16_000;
+        let least = restores.min(MOST) as u32 * RESTORED_EPOCHS;
+        let next = |epoch: u32| ((epoch / RESTORED_EPOCHS + 1) * RESTORED_EPOCHS).max(least);
+        #[cfg(test)]
+        let next = |epoch| match crate::simulator::planted(crate::simulator::Bug::RestoredTooLow) {
+            true => epoch + 1,
+            false => next(epoch),
+        };
         self.controller = None;
         self.snapshot = None;
         for node in self.storage.values_mut() {
@@ -565,8 +585,8 @@ impl Image {
         for topic in self.topics.values_mut() {
             for partition in Arc::make_mut(topic).partitions.iter_mut() {
                 partition.leader = None;
-                partition.leader_epoch.0 = (partition.leader_epoch.0 / STEP + 1) * STEP;
-                partition.epoch.0 = (partition.epoch.0 / STEP + 1) * STEP;
+                partition.leader_epoch.0 = next(partition.leader_epoch.0);
+                partition.epoch.0 = next(partition.epoch.0);
             }
         }
     }

@@ -36,6 +36,7 @@ pub enum Op {
     Load,
     WriteSnapshot { image: Box<Image>, position: Position },
     Purge(Version),
+    ListSnapshots,
     Recreate { image: Box<Image>, position: Position },
     Gather { holder: MetadataHolder, position: Position },
 }
@@ -281,6 +282,10 @@ impl World {
                 self.tell(request, Input::SnapshotWritten(written));
             }
             Op::Purge(before) => self.stream.purge(before.0),
+            Op::ListSnapshots => {
+                let newest = self.stream.newest_object();
+                self.tell(request, Input::SnapshotsListed(Ok(newest)));
+            }
             Op::Recreate { image, position } => self.recreate(request, &image, position),
             Op::Gather { holder, position } => {
                 let gathered = self.gather(holder, position);

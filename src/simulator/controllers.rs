@@ -256,6 +256,10 @@ impl World {
                 let unknown = Input::Loaded(Err("nobody answers".into()));
                 self.ask(proc, Op::Gather { holder, position }, Mail::Controller(unknown), 5 * SECOND);
             }
+            Effect::ListSnapshots => {
+                let unknown = Input::SnapshotsListed(Err("no answer".into()));
+                self.ask(proc, Op::ListSnapshots, Mail::Controller(unknown), 5 * SECOND);
+            }
             Effect::Recreate { image, position } => {
                 let unknown = Input::Recreated(Err("no answer".into()));
                 self.ask(proc, Op::Recreate { image, position }, Mail::Controller(unknown), 5 * SECOND);
@@ -358,7 +362,11 @@ impl World {
             let Some(controller) = &mut self.controllers[proc] else { return };
             let Some(next) = controller.follows.filter(|_| !is_cut && self.stream.exists) else { return };
             if self.stream.first() > next {
-                controller.follows = None;
+                let has_it = controller.core.history().seen().next().0 >= self.stream.first();
+                controller.follows = has_it.then(|| self.stream.first());
+                if has_it {
+                    continue;
+                }
                 return;
             }
             let Some(message) = self.stream.get(next) else { return };

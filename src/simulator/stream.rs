@@ -156,6 +156,11 @@ impl Stream {
         found.map(Box::new).ok_or_else(|| "no message of the stream commits a snapshot that is there".into())
     }
 
+    /// Whichever history it is of.
+    pub fn newest_object(&self) -> Version {
+        self.objects.keys().filter_map(|name| version_of(name)).max().unwrap_or(Version::ZERO)
+    }
+
     fn load(&self, snapshot: &SnapshotRef) -> Option<(Image, Position)> {
         let object = self.objects.get(&snapshot.name())?;
         read_snapshot(&mut &object[..]).ok().filter(|(_, position)| *position == snapshot.position())

@@ -192,6 +192,8 @@ pub enum Input {
     PersistFailed(String),
     /// The answer to [`Effect::WriteSnapshot`]: written, read back and verified.
     SnapshotWritten(Result<SnapshotRef, String>),
+    /// The answer to [`Effect::ListSnapshots`]: the version of the newest, 0 if there is none.
+    SnapshotsListed(Result<Version, String>),
     /// The answer to [`Effect::Recreate`].
     Recreated(Result<SnapshotRef, String>),
     Services(Arc<ServicesView>),
@@ -294,6 +296,8 @@ pub enum Effect {
         holder: MetadataHolder,
         position: Position,
     },
+    /// Say which is the newest snapshot of all in the object store, whichever history it is of.
+    ListSnapshots,
     /// Write this image to the object store and make the stream anew, so that its next message has the version after `position`.
     Recreate {
         image: Box<Image>,

@@ -201,6 +201,7 @@ impl Controller {
                 self.out.push(Effect::Exit { words });
             }
             Input::SnapshotWritten(result) => self.on_snapshot_written(result),
+            Input::SnapshotsListed(result) => self.on_snapshots_listed(result),
             Input::Recreated(result) => self.on_recreated(result),
             Input::Services(view) => {
                 self.services = view;

@@ -3,7 +3,9 @@
 use super::append::Purpose;
 use super::office::Role;
 use super::{Controller, Effect, Level, MetadataHolder, Token};
-use crate::metadata::{Image, NodeState, Record, SnapshotRef, StorageNode, restored_base, restored_version};
+use crate::metadata::{
+    Image, NodeState, Record, SnapshotRef, StorageNode, is_plausible, restored_base, restored_version,
+};
 use crate::types::{ClusterId, Position, StorageId, Version};
 use crate::wire::admin::{MetadataRestore, RestorePlan};
 use crate::wire::{Code, WireError, admin};
@@ -14,6 +16,9 @@ pub(super) struct Restoring {
     token: Token,
     plan: RestorePlan,
     highest: Version,
+    holders: Vec<MetadataHolder>,
+    /// It is asked for the snapshots that there are.
+    listing: bool,
     pub(super) gathering: Option<MetadataHolder>,
     pub(super) recreating: bool,
     base: Option<Box<(Image, Position)>>,
@@ -138,25 +143,45 @@ impl Controller {
                 );
                 self.fail(token, WireError::new(Code::VersionConflict, words));
             }
-            Some(_) => self.begin_restore(token, plan, highest, &survey.holders),
+            Some(_) => self.begin_restore(token, plan, highest, survey.holders),
         }
     }
 
-    fn begin_restore(&mut self, token: Token, plan: RestorePlan, highest: Version, holders: &[MetadataHolder]) {
-        let source = plan.source;
-        let mut restoring =
-            Restoring { token, plan, highest, gathering: None, recreating: false, base: None, made: None };
-        self.log(Level::Warn, format!("restoring the history from version {}", source.version));
+    /// A snapshot that is left tells of a restore of which nobody who was heard knows.
+    fn begin_restore(&mut self, token: Token, plan: RestorePlan, highest: Version, holders: Vec<MetadataHolder>) {
+        self.log(Level::Warn, format!("restoring the history from version {}", plan.source.version));
+        let (gathering, base, made) = (None, None, None);
+        self.restoring =
+            Some(Restoring { token, plan, highest, holders, listing: true, gathering, recreating: false, base, made });
+        self.out.push(Effect::ListSnapshots);
+    }
+
+    pub(super) fn on_snapshots_listed(&mut self, result: Result<Version, String>) {
+        let Some(restoring) = &mut self.restoring else { return };
+        if !std::mem::take(&mut restoring.listing) {
+            return;
+        }
+        let version = match result {
+            Ok(version) => version,
+            Err(words) => return self.give_up_restore(format!("the snapshots cannot be listed: {words}")),
+        };
+        let (source, holder) = (restoring.plan.source, restoring.holders.first().copied());
+        if is_plausible(version, restoring.highest) {
+            restoring.highest = restoring.highest.max(version);
+        } else {
+            let words = format!("the snapshot of version {version} is nobody's: no history goes that far");
+            self.log(Level::Warn, words);
+        }
         if self.history.position() == source
             && let Some(image) = self.image().cloned()
         {
-            self.restoring = Some(restoring);
             return self.recreate(image, source);
         }
-        let Some(holder) = holders.first().copied() else { return };
-        restoring.gathering = Some(holder);
-        self.restoring = Some(restoring);
-        self.out.push(Effect::Gather { holder, position: source });
+        let Some(restoring) = &mut self.restoring else { return };
+        restoring.gathering = holder;
+        if let Some(holder) = holder {
+            self.out.push(Effect::Gather { holder, position: source });
+        }
     }
 
     pub(super) fn on_gathered(&mut self, result: Result<Box<(Image, Position)>, String>) {
@@ -176,6 +201,7 @@ impl Controller {
     fn recreate(&mut self, image: Image, source: Position) {
         let Some(restoring) = &mut self.restoring else { return };
         let (image, base) = restored_base(image, source, restoring.highest);
+        restoring.plan.new_version = base.version.next();
         restoring.recreating = true;
         restoring.base = Some(Box::new((image.clone(), base)));
         self.out.push(Effect::Recreate { image: Box::new(image), position: base });

@@ -199,6 +199,7 @@ impl Rig {
             | Effect::WriteSnapshot { .. }
             | Effect::Purge { .. }
             | Effect::Gather { .. }
+            | Effect::ListSnapshots
             | Effect::Recreate { .. }
             | Effect::Bind(_)
             | Effect::Log { .. }
@@ -384,6 +385,7 @@ impl Rig {
         let source = rig.core.history().position();
         let restore = admin::encode(&admin::MetadataRestore { confirm: Some(source) });
         rig.admin("metadata", "restore", restore);
+        rig.feed(Input::SnapshotsListed(Ok(Version::ZERO)));
         (rig, source)
     }
 

@@ -85,6 +85,10 @@ impl Driver {
                 });
             }
             Effect::Gather { holder, position } => self.gather(holder, position),
+            Effect::ListSnapshots => {
+                let jetstream = self.jetstream.clone();
+                self.begin(async move { Input::SnapshotsListed(snapshots::newest(&jetstream.snapshots).await) });
+            }
             Effect::Recreate { image, position } => {
                 let (jetstream, busy) = (self.jetstream.clone(), self.snapshots_busy.clone());
                 self.begin(async move {

@@ -262,6 +262,17 @@ fn a_restored_history_begins_above_all_that_was_given_out_and_with_nobody_leadin
     let partition = image.partition(topic_id(0), 0).unwrap();
     assert!(partition.leader.is_none() && partition.leader_epoch.0 > 60_000);
     assert!(image.storage.values().all(|node| node.state == NodeState::Fenced && node.leaders == 0));
+    // Whoever restores may know nothing of the restore before, but that there was one.
+    let (once, _) = restored_base(world.image().clone(), from, from.version);
+    let (again, _) = restored_base(world.image().clone(), from, Version(1_000_000_040));
+    let epoch = |image: &crate::metadata::Image| image.partition(topic_id(0), 0).unwrap().leader_epoch.0;
+    assert!(epoch(&again) > epoch(&once) + 60_000, "{} and {}", epoch(&once), epoch(&again));
+    // A partition that is added may have been there in what was lost.
+    let mut more = image.clone();
+    let added = Record::PartitionsAdded { topic_id: topic_id(0), replicas: vec![[StorageId(0)][..].into()] };
+    more.apply(position.version.next(), &added).unwrap();
+    let added = more.partition(topic_id(0), 1).unwrap();
+    assert_eq!((added.leader_epoch, added.epoch), (partition.leader_epoch, partition.epoch));
     // Nobody was elected yet: epoch 0 is nobody's.
     let mut restored = History::from_image(image.clone(), position);
     let entry = Entry {

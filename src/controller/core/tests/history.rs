@@ -182,6 +182,27 @@ fn a_history_that_is_lost_again_before_its_restorer_is_elected_can_be_restored_a
 }
 
 #[test]
+fn a_restore_begins_above_one_that_only_its_snapshot_tells_of() {
+    let restored = |listed: Result<u64, &str>| {
+        let mut rig = Rig::with_nodes();
+        rig.missing = true;
+        rig.pass(Duration::from_secs(2));
+        let source = rig.core.history().position();
+        let restore = admin::encode(&admin::MetadataRestore { confirm: Some(source) });
+        let token = rig.admin("metadata", "restore", restore);
+        rig.feed(Input::SnapshotsListed(listed.map(Version).map_err(str::to_owned)));
+        let made = crate::metadata::SnapshotRef { version: Version(1), digest: source.digest, bytes: 1 };
+        rig.feed(Input::Recreated(Ok(made)));
+        let answer = rig.answer(token).unwrap().clone();
+        answer.map(|plan| serde_json::from_slice::<admin::RestorePlan>(&plan).unwrap().new_version.0)
+    };
+    assert_eq!(restored(Ok(0)).unwrap(), 1_000_000_001);
+    assert_eq!(restored(Ok(1_000_000_017)).unwrap(), 2_000_000_001);
+    assert_eq!(restored(Ok(1 << 52)).unwrap(), 1_000_000_001, "nobody's");
+    assert!(restored(Err("nobody answers")).unwrap_err().message.contains("cannot be listed: nobody answers"));
+}
+
+#[test]
 fn the_first_entry_of_a_restored_history_names_its_snapshot_whatever_was_written_before_it() {
     let (mut rig, source) = Rig::restoring();
     let base = crate::metadata::restored_version(source, source.version);
