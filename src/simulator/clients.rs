@@ -38,6 +38,8 @@ pub struct Clients {
     /// Ids whose directories are lost.
     pub to_replace: BTreeSet<u32>,
     restore: Option<u64>,
+    /// What the operator agreed to last.
+    pub restored: Option<RestorePlan>,
 }
 
 impl Clients {
@@ -210,6 +212,7 @@ impl World {
             self.client_turn(0);
         }
         self.look_after_forked();
+        self.look_after_damaged();
         let is_halted = |controller: &super::controllers::ControllerProc| {
             controller.serving && controller.core.role() == crate::wire::ControllerRole::Halted
         };
@@ -226,13 +229,21 @@ impl World {
         let halted = |proc: &usize| {
             self.controllers[*proc].as_ref().is_some_and(|c| c.core.role() == crate::wire::ControllerRole::Halted)
         };
-        if is_late
-            && (0..CONTROLLERS).any(|proc| acts(&proc))
-            && let Some(proc) = (0..CONTROLLERS).find(halted)
-        {
+        // Or it is the active one that has another history than the stream and begins from a snapshot, so that it cannot know.
+        let is_later = self.faults.healed_at.is_some_and(|at| self.now() > at + 55 * SECOND);
+        let acting = (0..CONTROLLERS).find(acts);
+        if is_late && let (Some(acting), Some(halted)) = (acting, (0..CONTROLLERS).find(halted)) {
+            let proc = if is_later { acting } else { halted };
             self.seen.event("forked controller begins anew");
             self.crash(proc, true, Some(100 * MS));
             self.hosts[proc].folder = self.new_folder();
+        }
+    }
+
+    /// What cannot be read, and nobody else has, is deleted: until then nobody else can follow. But not before nobody sends it again.
+    fn look_after_damaged(&mut self) {
+        if self.faults.healed_at.is_some_and(|at| self.now() > at + super::producers::OLD) {
+            (CONTROLLERS..super::world::COPY).for_each(|proc| self.delete_damaged(proc));
         }
     }
 
@@ -253,10 +264,11 @@ impl World {
             return self.note(|| format!("the restore is answered {:?}", String::from_utf8_lossy(&body)));
         };
         // Whatever only somebody else has would be lost: a careful person waits for them, while there is hope.
-        let waits = self.faults.healed_at.is_none_or(|at| self.now() < at + 20 * SECOND);
+        let waits = !self.faults.hasty && self.faults.healed_at.is_none_or(|at| self.now() < at + 20 * SECOND);
         if !plan.done && (plan.not_heard.is_empty() || !waits) {
             self.note(|| format!("the operator restores {} (not heard: {:?})", plan.source, plan.not_heard));
             self.ask_restore(&MetadataRestore { confirm: Some(plan.source) });
+            self.clients.restored = Some(plan);
         }
     }
 }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use super::queue::SECOND;
 use super::records::{RecordDisk, SimLog};
+use super::sabotage::{Bug, planted};
 use super::world::{CONTROLLERS, COPY, Proc, World, name};
 use crate::disk::sim::SimDisk;
 use crate::disk::{Disk, MetadataStore, Recovered};
 use crate::storage::core::Place;
-use crate::types::{ClusterId, DirectoryId, NodeEpoch};
+use crate::types::{ClusterId, DirectoryId, NodeEpoch, PartitionId, TopicId};
 
 pub struct Folder {
     pub disk: SimDisk,
@@ -20,9 +21,16 @@ pub struct Folder {
     pub node_epoch: Option<NodeEpoch>,
     /// Full, or about to fail.
     pub failing: bool,
-    /// The partitions' logs, while no process has them open.
-    pub logs: BTreeMap<Place, SimLog>,
+    /// The partitions' directories, but for those that a process has open.
+    pub partitions: BTreeMap<(String, PartitionId), Directory>,
     pub records: RecordDisk,
+}
+
+/// Where a replica's log is. It is found by the topic's name, and a file in it says which topic of that name it is of.
+#[derive(Clone)]
+pub struct Directory {
+    pub topic: TopicId,
+    pub log: SimLog,
 }
 
 const DIR: &str = "/metadata";
@@ -39,6 +47,26 @@ impl Folder {
         self.failing = false;
     }
 
+    pub fn log(&self, place: Place) -> Option<&SimLog> {
+        let of_place = |(name, directory): &(&(String, PartitionId), &Directory)| (directory.topic, name.1) == place;
+        self.partitions.iter().find(of_place).map(|(_, directory)| &directory.log)
+    }
+
+    pub fn put_log(&mut self, name: String, place: Place, log: SimLog) {
+        self.partitions.insert((name, place.1), Directory { topic: place.0, log });
+    }
+
+    /// As `storage/partitions/assign.rs` does it: what is of another topic of that name is out of the way then. Whether there was
+    /// something of that kind.
+    pub fn open_log(&mut self, name: &str, place: Place) -> (SimLog, bool) {
+        let found = self.partitions.remove(&(name.to_owned(), place.1));
+        let is_other = found.as_ref().is_some_and(|found| found.topic != place.0);
+        let trusted = found.filter(|_| !is_other || planted(Bug::OtherTopicTrusted));
+        let mut log = trusted.map(|found| found.log).unwrap_or_default();
+        log.open(&self.records);
+        (log, is_other)
+    }
+
     /// What `identity.json` would say. False where it says something else already.
     pub fn bind(&mut self, cluster: ClusterId, id: u32) -> bool {
         let fits = self.cluster.is_none_or(|bound| bound == cluster) && self.id.is_none_or(|bound| bound == id);
@@ -53,7 +81,7 @@ impl World {
     pub fn new_folder(&mut self) -> usize {
         let disk = SimDisk::new(self.rng.next());
         let directory = DirectoryId(self.rng.uuid());
-        let (cluster, id, node_epoch, logs) = (None, None, None, BTreeMap::new());
+        let (cluster, id, node_epoch, partitions) = (None, None, None, BTreeMap::new());
         self.folders.push(Folder {
             disk,
             directory,
@@ -61,7 +89,7 @@ impl World {
             id,
             node_epoch,
             failing: false,
-            logs,
+            partitions,
             records: RecordDisk::default(),
         });
         self.folders.len() - 1
@@ -88,15 +116,15 @@ impl World {
         };
         let done = old.files().iter().try_for_each(copied).and_then(|()| disk.sync_dir(Path::new(DIR)));
         done.expect("a fresh disk takes everything");
-        let mut logs = self.folders[from].logs.clone();
+        let (directory, cluster, id, node_epoch) = (*directory, *cluster, *id, *node_epoch);
+        let partitions = self.folders[from].partitions.clone();
+        let records = RecordDisk::default();
+        let mut folder = Folder { disk, directory, cluster, id, node_epoch, failing: false, partitions, records };
         for proc in (CONTROLLERS..=COPY).filter(|proc| self.hosts[*proc].folder == from) {
             let node = self.nodes[proc - CONTROLLERS].as_ref();
-            let open = node.into_iter().flat_map(|node| node.replicas.engine.held());
-            logs.extend(open.map(|(place, log, _)| (place, log.clone())));
+            let open = node.into_iter().flat_map(|node| node.replicas.open_logs());
+            open.for_each(|(name, place, log)| folder.put_log(name.to_owned(), place, log.clone()));
         }
-        let (directory, cluster, id, node_epoch) = (*directory, *cluster, *id, *node_epoch);
-        let folder =
-            Folder { disk, directory, cluster, id, node_epoch, failing: false, logs, records: RecordDisk::default() };
         self.folders.push(folder);
         self.folders.len() - 1
     }

@@ -1,19 +1,13 @@
 //! What goes wrong, when, and how it is mended. Each seed draws how much of what it gets.
 
-use bytes::Bytes;
+mod strangers;
 
 use super::disks::Folder;
 use super::queue::{MS, Time};
 use super::rng::Rng;
-use super::stream::Message;
 use super::world::{CONTROLLERS, COPY, Event, Frozen, Mail, NODES, PROCS, Proc, World, name};
 use crate::controller::core::Input;
-use crate::metadata::{Entry, Record, encode_change};
-use crate::types::{
-    ClusterId, Connection, ControllerEpoch, ControllerId, DirectoryId, IncarnationId, NodeEpoch, Position, StorageId,
-    Version, WallTime,
-};
-use crate::wire::{AckOutcome, Heartbeat, PushAck, WantedState, WireMessage};
+use crate::storage::replicas::Log;
 
 /// So many things happen at least before all is mended.
 pub const EVENTS: u64 = 2_000;
@@ -35,6 +29,7 @@ enum Kind {
     StreamGoesBack,
     StreamWiped,
     AllWiped,
+    NewestAway,
     LeaseForgotten,
     EmptyDisk,
     OldDisk,
@@ -44,6 +39,7 @@ enum Kind {
     SlowDisk,
     RecordsFull,
     RecordsSyncFails,
+    RecordsDamaged,
     Strange,
     Terminate,
     TerminateController,
@@ -66,15 +62,17 @@ const KINDS: &[(Kind, u64)] = &[
     (Kind::StreamGoesBack, 2),
     (Kind::StreamWiped, 2),
     (Kind::AllWiped, 1),
+    (Kind::NewestAway, 2),
     (Kind::LeaseForgotten, 8),
     (Kind::EmptyDisk, 3),
-    (Kind::OldDisk, 4),
+    (Kind::OldDisk, 8),
     (Kind::CopiedDisk, 3),
     (Kind::SyncFails, 4),
     (Kind::DiskFull, 4),
     (Kind::SlowDisk, 6),
     (Kind::RecordsFull, 8),
     (Kind::RecordsSyncFails, 8),
+    (Kind::RecordsDamaged, 12),
     (Kind::Strange, 20),
     (Kind::Terminate, 10),
     (Kind::TerminateController, 5),
@@ -83,6 +81,8 @@ const KINDS: &[(Kind, u64)] = &[
 /// What is over after a while.
 pub enum Mend {
     Link(Proc),
+    /// The stream is lost while only this controller is left, which has missed the last of it.
+    LastWitness(Proc),
     Weather,
     Disk(usize),
     Records(usize),
@@ -100,6 +100,8 @@ pub struct Faults {
     pub message_limit: usize,
     /// Whether the nodes are told their ids.
     pub with_ids: bool,
+    /// Whether the operator restores a lost history from whoever is heard, and does not wait for the others.
+    pub hasty: bool,
     pub healed_at: Option<Time>,
     /// When messages began to be lost last.
     pub rained_at: Time,
@@ -122,6 +124,7 @@ impl Faults {
             lost_advisories: rng.pick(&[0, 0, 200, 1_000]),
             message_limit: rng.pick(&[900_000, 900_000, 1_200]),
             with_ids: rng.chance(600),
+            hasty: rng.chance(400),
             healed_at: None,
             rained_at: 0,
             backup: None,
@@ -220,6 +223,12 @@ impl World {
             }
             Kind::StreamGoesBack => self.stream_goes_back(),
             Kind::StreamWiped | Kind::AllWiped => self.wipe(kind == Kind::AllWiped),
+            Kind::NewestAway => {
+                let witness = self.rng.below(CONTROLLERS);
+                (self.hosts[witness].cut_in, self.hosts[witness].cut_out) = (true, true);
+                let span = ms(&mut self.rng, 1_000, 6_000);
+                self.queue.after(span, Event::Mend(Mend::LastWitness(witness)));
+            }
             Kind::LeaseForgotten => {
                 if self.lease.held.is_some() {
                     self.seen.fault("lease that two believe to hold");
@@ -230,6 +239,7 @@ impl World {
             Kind::EmptyDisk | Kind::OldDisk | Kind::CopiedDisk => self.disturb_disk(kind),
             Kind::SyncFails | Kind::DiskFull | Kind::SlowDisk => self.fail_disk(kind),
             Kind::RecordsFull | Kind::RecordsSyncFails => self.fail_records(kind),
+            Kind::RecordsDamaged => self.damage_records(),
             Kind::Strange => self.say_something_strange(),
             Kind::Terminate => {
                 let proc = self.some_node();
@@ -285,9 +295,9 @@ impl World {
         if proc >= CONTROLLERS {
             self.close_node(proc);
         }
-        let Folder { disk, logs, .. } = &mut self.folders[self.hosts[proc].folder];
+        let Folder { disk, partitions, .. } = &mut self.folders[self.hosts[proc].folder];
         if power {
-            logs.values_mut().for_each(|log| log.crash(&mut self.rng));
+            partitions.values_mut().for_each(|directory| directory.log.crash(&mut self.rng));
             disk.crash();
         } else {
             disk.kill();
@@ -331,12 +341,32 @@ impl World {
         self.stream.wipe(everything);
         self.check_wiped();
         if everything {
+            // Of an earlier restore only those know now who have seen it: without them, another one may begin where it did.
+            self.faults.hasty = false;
             self.lease.forget();
             for proc in 0..CONTROLLERS {
                 self.crash(proc, false, Some(100 * MS));
             }
             self.hang_up_all();
         }
+    }
+
+    fn leave_one_witness(&mut self, witness: Proc) {
+        // Who comes to an empty stream with an empty disk, and hears nobody, founds a cluster.
+        let knows = |proc: Proc| self.folders[self.hosts[proc].folder].cluster.is_some();
+        if (0..CONTROLLERS).all(knows) {
+            self.wipe(false);
+        }
+        if self.checker.is_lost() {
+            self.seen.fault("all but one away while the stream is lost");
+            for proc in (0..COPY).filter(|proc| *proc != witness) {
+                let (power, restart) = (self.rng.chance(300), self.rng.between(4_000, 12_000) * MS);
+                if self.rng.chance(900) {
+                    self.crash(proc, power, Some(restart));
+                }
+            }
+        }
+        self.mend_link(witness);
     }
 
     fn disturb_disk(&mut self, kind: Kind) {
@@ -359,11 +389,17 @@ impl World {
                     self.crash(proc, true, Some(500 * MS));
                     let is_same = self.folders[copy].directory == self.folders[self.hosts[proc].folder].directory;
                     if is_same {
-                        self.checker.doubt(copy);
+                        self.checker.disk_set_back(copy, &self.folders[copy]);
                         self.hosts[proc].folder = copy;
                     }
                 }
-                None => self.faults.backup = Some((proc, self.copy_folder(folder))),
+                None => {
+                    self.faults.backup = Some((proc, self.copy_folder(folder)));
+                    // Some stop it for that, and start it again.
+                    if self.rng.chance(700) {
+                        self.crash(proc, false, Some(100 * MS));
+                    }
+                }
             },
             _ => {
                 if self.hosts[COPY].up || proc < CONTROLLERS || self.folders[folder].id.is_none() {
@@ -424,98 +460,33 @@ impl World {
         self.queue.after(span, Event::Mend(Mend::Records(folder)));
     }
 
-    /// Anybody may publish anything on any subject.
-    fn say_something_strange(&mut self) {
-        self.seen.fault("strange messages");
-        let storage = StorageId(self.rng.below(7) as u32);
-        let to = self.rng.below(CONTROLLERS);
-        let cluster = self.checker.image().map_or(ClusterId(self.rng.uuid()), |image| image.cluster);
-        let huge = Position { version: Version(self.rng.pick(&[1 << 40, u64::MAX, 3])), ..Position::default() };
-        let noise = Bytes::from_static(self.rng.pick(&[
-            &b"{"[..],
-            b"\xff\xfe",
-            b"{}",
-            b"[[[[",
-            b"{\"type\":\"dmq.entry.v2\"}",
-        ]));
-        match self.rng.below(6) {
-            0 => self.strange_entry(cluster),
-            1 => {
-                let heartbeat = self.strange_heartbeat(storage, cluster, huge);
-                let mail = || Mail::Heartbeat { storage, payload: heartbeat.clone(), request: 0, sent: None };
-                self.send(0, to, mail);
-            }
-            2 => {
-                let ack = PushAck {
-                    cluster: Some(cluster),
-                    storage,
-                    directory: DirectoryId(self.rng.uuid()),
-                    incarnation: IncarnationId(self.rng.uuid()),
-                    node_epoch: NodeEpoch(u64::MAX),
-                    outcome: AckOutcome::Applied,
-                    position: huge,
-                    controller_epoch: ControllerEpoch(u64::MAX),
-                    pushed: huge,
-                    error: None,
-                };
-                let payload = ack.encode();
-                self.send(0, to, || Mail::Controller(Input::Ack { storage, payload: payload.clone() }));
-            }
-            3 => self.send(0, to, || Mail::Controller(Input::ControllerHeartbeat { payload: noise.clone() })),
-            4 => self.send(0, to, || Mail::Heartbeat { storage, payload: noise.clone(), request: 0, sent: None }),
-            _ => {
-                let node = self.some_node();
-                self.send(0, node, || Mail::Push(noise.clone()));
-            }
+    /// The disk spoils a record that it has had for a while. Who compacts comes to it at once, who only follows perhaps never.
+    fn damage_records(&mut self) {
+        let proc = self.some_node();
+        let Folder { partitions, .. } = &mut self.folders[self.hosts[proc].folder];
+        let mut logs: Vec<_> = partitions.iter_mut().map(|(_, directory)| (None, &mut directory.log)).collect();
+        let replicas = self.nodes[proc - CONTROLLERS].as_mut().map(|node| &mut node.replicas);
+        logs.extend(replicas.into_iter().flat_map(|replicas| replicas.open_logs_mut()));
+        logs.retain(|(_, log)| log.durable() > log.start().0);
+        if logs.is_empty() {
+            return;
         }
-    }
-
-    fn strange_heartbeat(&mut self, storage: StorageId, cluster: ClusterId, position: Position) -> Bytes {
-        let heartbeat = Heartbeat {
-            cluster: Some(cluster),
-            storage,
-            directory: DirectoryId(self.rng.uuid()),
-            incarnation: IncarnationId(self.rng.uuid()),
-            node_epoch: NodeEpoch(7),
-            connection: Connection { server: "NA".into(), client: self.rng.next() % 50 },
-            sequence: self.rng.next(),
-            position,
-            controller_epoch: ControllerEpoch(self.rng.next()),
-            leader_count: 0,
-            follower_count: 0,
-            wanted: WantedState::Running,
-            health: Default::default(),
-        };
-        heartbeat.encode()
-    }
-
-    /// Onto the log's subject: noise, or what looks like an entry but stands on nothing, or is of another epoch or cluster.
-    fn strange_entry(&mut self, cluster: ClusterId) {
-        self.seen.fault("strange entries in the stream");
-        let kind = self.rng.below(4);
-        let epoch = self.checker.image().map_or(ControllerEpoch(0), |image| image.controller_epoch());
-        let entry = Entry {
-            cluster: if kind == 1 { ClusterId(self.rng.uuid()) } else { cluster },
-            controller_epoch: if kind == 2 { ControllerEpoch(epoch.0.saturating_sub(1)) } else { epoch },
-            previous: if kind == 3 { Position::default() } else { self.checker.base() },
-            committed_at: WallTime(0),
-            cause: "a stranger's".into(),
-            request: None,
-            records: vec![Record::PairingChanged { storage: StorageId(0), controller: Some(ControllerId(9)) }],
-        };
-        let payload = match kind {
-            0 => Bytes::from_static(b"nothing that anybody knows"),
-            _ => encode_change(&entry, 1 << 20).map(|mut messages| messages.remove(0)).unwrap_or_default(),
-        };
-        if self.stream.publish(Message { payload, author: None }).is_some() {
-            self.plan_sync();
+        let which = self.rng.below(logs.len());
+        let (place, log) = &mut logs[which];
+        let (Some(offset), place) = (log.spoil(&mut self.rng), *place) else { return };
+        self.seen.fault("damaged records");
+        let reads = self.rng.chance(500) && self.hosts[proc].frozen.is_none();
+        if let Some(place) = place.filter(|_| reads) {
+            self.unreadable(proc, place, offset);
+            self.drive_replicas(proc, Vec::new());
         }
     }
 
     pub fn mend(&mut self, mend: Mend) {
         match mend {
             Mend::Link(proc) if self.faults.healed_at.is_none() => self.mend_link(proc),
-            Mend::Link(_) => {}
+            Mend::LastWitness(proc) if self.faults.healed_at.is_none() => self.leave_one_witness(proc),
+            Mend::Link(_) | Mend::LastWitness(_) => {}
             Mend::Weather => self.weather = Default::default(),
             Mend::Disk(folder) => {
                 self.folders[folder].recover();

@@ -153,7 +153,8 @@ impl World {
     /// The process is gone; what its replicas had written is still there.
     pub fn close_node(&mut self, proc: Proc) {
         let Some(mut node) = self.nodes[proc - CONTROLLERS].take() else { return };
-        self.folders[self.hosts[proc].folder].logs.extend(node.replicas.take_logs());
+        let folder = &mut self.folders[self.hosts[proc].folder];
+        node.replicas.take_logs().into_iter().for_each(|(name, place, log)| folder.put_log(name, place, log));
     }
 
     fn carry_out_for_node(&mut self, proc: Proc, effect: Effect) {
@@ -227,8 +228,10 @@ impl World {
                 let Some(node) = &self.nodes[proc - CONTROLLERS] else { return };
                 // Of a topic that is gone again, that will be told.
                 let image = node.core.history().image();
-                let is_known = |(place, _): &(Place, _)| image.is_some_and(|image| image.topics.contains_key(&place.0));
-                let assigned = assigned.into_iter().filter(is_known).collect();
+                let named = |(place, assignment): (Place, _)| {
+                    Some((place, image?.topics.get(&place.0)?.name.to_string(), assignment))
+                };
+                let assigned = assigned.into_iter().filter_map(named).collect();
                 self.command(proc, Command::Replicas { assigned, unassigned });
             }
             Effect::InSyncAnswers(outcomes) => self.command(proc, Command::InSyncAnswers(outcomes)),
@@ -281,6 +284,11 @@ impl World {
             self.clients.to_replace.insert((proc - CONTROLLERS) as u32);
         } else if words.contains("dmq node replace") {
             // Its id was given out in a history that was lost, and belongs to another now.
+            self.hosts[proc].folder = self.new_folder();
+        }
+        // It was registered in two histories, of which the one is lost that its directory knows.
+        if words.contains("start it with that id") {
+            self.checker.disk_emptied();
             self.hosts[proc].folder = self.new_folder();
         }
         let delay = self.rng.between(300, 3_000) * MS;

@@ -15,7 +15,7 @@ pub const PRODUCERS: usize = 3;
 const PATIENCE: Time = 15 * SECOND;
 /// After so long nothing of a record's is under way any more, so that it may be deleted: who begins anew behind it does not know its
 /// producer.
-const OLD: Time = 20 * SECOND;
+pub const OLD: Time = 20 * SECOND;
 
 /// Why a record is not acknowledged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,6 +110,7 @@ impl World {
         let (topic, partitions) = self.rng.pick(&topics);
         let place = (topic, self.rng.below(partitions.min(2)) as u32);
         self.producers.ids += 1;
+        self.checker.producer_writes_to(self.producers.ids, place);
         let session = Session {
             id: self.producers.ids,
             place,
@@ -170,13 +171,27 @@ impl World {
         let shows = |proc: &Proc| {
             let node = self.nodes[*proc - CONTROLLERS].as_ref().filter(|_| self.hosts[*proc].frozen.is_none())?;
             let led = node.replicas.led(self.clock(*proc), place)?;
-            Some((*proc, led.leader_epoch, led.visible?.0))
+            Some((*proc, led.leader_epoch, led.visible?.0)).filter(|_| !self.checker.is_past(place, led.leader_epoch))
         };
         let serving: Vec<_> = (CONTROLLERS..=COPY).filter_map(|proc| shows(&proc)).collect();
         for (proc, epoch, visible) in serving {
+            if self.comes_to_damage(proc, place, visible) {
+                continue;
+            }
             self.consume(proc, place, epoch, visible);
             self.age(proc, place, visible);
         }
+    }
+
+    /// It is told so, and goes on elsewhere.
+    fn comes_to_damage(&mut self, proc: Proc, place: Place, visible: i64) -> bool {
+        let node = self.nodes[proc - CONTROLLERS].as_ref();
+        let Some(log) = node.and_then(|node| node.replicas.engine.log(place)) else { return false };
+        let Some(offset) = log.first_damaged(self.producers.consumer.next..visible) else { return false };
+        self.producers.consumer = Consumer::default();
+        self.unreadable(proc, place, offset);
+        self.drive_replicas(proc, Vec::new());
+        true
     }
 
     fn consume(&mut self, proc: Proc, place: Place, epoch: LeaderEpoch, visible: i64) {

@@ -1,7 +1,8 @@
 //! A partition's log in memory: what was not flushed may be lost with the power, and a producer's retry is found as
 //! `log::producers` finds it, by what the log has.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -51,6 +52,8 @@ pub enum Failure {
     OutOfOrder { expected: u32 },
     #[error("the disk is full")]
     Full,
+    #[error("what was written at {0} cannot be read")]
+    Damaged(i64),
 }
 
 /// The disk of a node's logs. Clones are the same one.
@@ -100,6 +103,10 @@ pub struct SimLog {
     disk: RecordDisk,
     /// From where on a sync that failed had something to write: it is seen, and gone with the power.
     dropped: Option<i64>,
+    /// Records that the disk does not give back as it was given them.
+    damaged: BTreeSet<i64>,
+    /// Whoever opens it reads all of it.
+    is_unclean: bool,
 }
 
 impl SimLog {
@@ -117,8 +124,27 @@ impl SimLog {
         }
     }
 
+    /// The disk spoils one of the records that it has.
+    pub fn spoil(&mut self, rng: &mut Rng) -> Option<i64> {
+        let count = usize::try_from(self.durable - self.start).ok().filter(|count| *count > 0)?;
+        let offset = self.start + rng.below(count) as i64;
+        self.damaged.insert(offset);
+        Some(offset)
+    }
+
+    /// The first of these that cannot be read.
+    pub fn first_damaged(&self, offsets: Range<i64>) -> Option<i64> {
+        self.damaged.range(offsets.start..).next().copied().filter(|offset| *offset < offsets.end)
+    }
+
+    /// What was found when it was opened.
+    pub fn first_damage(&self) -> Option<Offset> {
+        self.damaged.first().filter(|_| self.is_unclean).map(|offset| Offset(*offset))
+    }
+
     /// The power is gone: a part of what was not flushed may have reached the disk.
     pub fn crash(&mut self, rng: &mut Rng) {
+        self.is_unclean = true;
         let end = self.start + self.records.len() as i64;
         let kept = rng.between(self.durable as u64, end as u64) as i64;
         self.cut(self.dropped.map_or(kept, |dropped| kept.min(dropped)));
@@ -144,13 +170,14 @@ impl SimLog {
         self.dropped = None;
     }
 
-    fn cut(&mut self, end: i64) {
+    pub fn cut(&mut self, end: i64) {
         let kept = usize::try_from(end - self.start).unwrap_or(0).min(self.records.len());
         let from = self.start + kept as i64;
         self.removed.extend((from..).zip(self.records.drain(kept..)));
         self.epochs.truncate_to(Offset(from));
         self.durable = self.durable.min(from);
         self.dropped = self.dropped.filter(|dropped| *dropped < from);
+        self.damaged.split_off(&from);
         self.cuts += 1;
         // As a snapshot of the producers does it, those are kept whose records were deleted.
         let start = self.start;
@@ -228,7 +255,12 @@ impl Log for SimLog {
     fn read(&self, from: Offset, max_bytes: usize) -> Result<Read, Failure> {
         let mut batches = BytesMut::new();
         let first = usize::try_from(from.0 - self.start).unwrap_or(0);
-        let records = self.records.iter().skip(first).take((max_bytes / RECORD).max(1));
+        let sound = match self.first_damaged(from.0..i64::MAX) {
+            Some(offset) if offset == from.0 => return Err(Failure::Damaged(offset)),
+            Some(offset) => usize::try_from(offset - from.0).unwrap_or(0),
+            None => usize::MAX,
+        };
+        let records = self.records.iter().skip(first).take((max_bytes / RECORD).max(1).min(sound));
         records.for_each(|record| record.put(&mut batches));
         let end = Offset(from.0 + (batches.len() / RECORD) as i64);
         Ok(Read { pieces: [batches.freeze()].into_iter().collect(), end })
@@ -250,6 +282,7 @@ impl Log for SimLog {
         self.records.drain(..gone);
         self.start += gone as i64;
         self.durable = self.durable.max(self.start);
+        self.damaged = self.damaged.split_off(&self.start);
         self.epochs.start_at(Offset(self.start));
         Ok(())
     }

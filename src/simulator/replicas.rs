@@ -1,32 +1,35 @@
 //! A node's replicas: the shipped engine, and what its thread does with it, over the fake NATS and logs in memory.
 
+mod held;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::bus::Answer;
-use super::disks::Folder;
 use super::producers::Refused;
 use super::queue::{MS, Time};
-use super::records::{Failure, Record, RecordDisk, SimLog};
-use super::sabotage::{Bug, planted};
+use super::records::{Failure, Record, SimLog};
 use super::world::{CONTROLLERS, COPY, Mail, Proc, World, name};
 use crate::replication::AckError;
 use crate::storage::core::{
     Assignment, Call, CallError, InSyncOutcome, Input as CoreInput, Member, Peer, Place, Token, Unassigned,
 };
 use crate::storage::replicas::{
-    Acks, Append, AppendError, Effect, Faults, Input, Led, Log, LogEnd, Replicas, Retry, Settings, Standing,
-    declines_to, resignation,
+    Acks, Append, AppendError, Effect, Faults, Input, Led, Log, LogEnd, Replicas, Settings, Standing,
 };
-use crate::types::{Monotonic, Offset, StorageId};
+use crate::types::{LeaderEpoch, Monotonic, Offset, PartitionId, StorageId};
 
 /// What the core says to the replicas' thread, in order.
 pub enum Command {
     Member(Member),
     Peers(BTreeMap<StorageId, Peer>),
-    Replicas { assigned: Vec<(Place, Assignment)>, unassigned: Vec<Unassigned> },
+    /// With the topics' names.
+    Replicas {
+        assigned: Vec<(Place, String, Assignment)>,
+        unassigned: Vec<Unassigned>,
+    },
     MayLead(bool),
     InSyncAnswers(Vec<InSyncOutcome>),
     Disconnected,
@@ -43,11 +46,24 @@ pub struct Asker {
 /// What comes to a node's replicas.
 pub enum Data {
     Command(Command),
-    Poll { payload: Bytes, from: Asker },
-    PollAnswer { call: Call, result: Result<Bytes, CallError> },
+    Poll {
+        payload: Bytes,
+        from: Asker,
+    },
+    PollAnswer {
+        call: Call,
+        result: Result<Bytes, CallError>,
+    },
     Flushed(Vec<(LogEnd, u64)>),
     NotFlushed(Vec<LogEnd>),
-    Produce { place: Place, record: Record, acks: Acks, request: u64 },
+    /// The disk has time to remove directories.
+    Remove,
+    Produce {
+        place: Place,
+        record: Record,
+        acks: Acks,
+        request: u64,
+    },
 }
 
 struct Pending {
@@ -63,6 +79,8 @@ pub struct ReplicasProc {
     command_at: Time,
     told_may_lead: bool,
     pub may_lead: bool,
+    /// Since that was last asked.
+    begins_to_lead: bool,
     lease: Option<Monotonic>,
     /// Under which id it hears followers.
     follows_as: Option<StorageId>,
@@ -72,6 +90,10 @@ pub struct ReplicasProc {
     pending: BTreeMap<Token, Pending>,
     /// As the metadata has them, whether or not their logs work.
     held: BTreeMap<Place, Assignment>,
+    /// What the topics are called.
+    names: BTreeMap<Place, String>,
+    /// Directories of what is held no more.
+    going: BTreeSet<(String, PartitionId)>,
     peers: BTreeMap<StorageId, Peer>,
     pub faults: Faults,
     /// What came of what an effect led to.
@@ -101,6 +123,7 @@ impl ReplicasProc {
             command_at: 0,
             told_may_lead: false,
             may_lead: false,
+            begins_to_lead: false,
             lease: None,
             follows_as: None,
             listening: BTreeSet::new(),
@@ -108,6 +131,8 @@ impl ReplicasProc {
             polls: BTreeMap::new(),
             pending: BTreeMap::new(),
             held: BTreeMap::new(),
+            names: BTreeMap::new(),
+            going: BTreeSet::new(),
             peers: BTreeMap::new(),
             faults: Faults::default(),
             more: Vec::new(),
@@ -120,16 +145,35 @@ impl ReplicasProc {
         Token(self.tokens)
     }
 
+    /// With the topics' names.
+    pub fn open_logs(&self) -> impl Iterator<Item = (&str, Place, &SimLog)> {
+        self.engine.held().filter_map(|(place, log, _)| Some((self.names.get(&place)?.as_str(), place, log)))
+    }
+
+    pub fn open_logs_mut(&mut self) -> impl Iterator<Item = (Option<Place>, &mut SimLog)> {
+        let places: Vec<_> = self.engine.held().map(|(place, ..)| Some(place)).collect();
+        places.into_iter().zip(self.engine.logs_mut())
+    }
+
     /// The logs, as the process leaves them.
-    pub fn take_logs(&mut self) -> BTreeMap<Place, SimLog> {
+    pub fn take_logs(&mut self) -> Vec<(String, Place, SimLog)> {
         let places: Vec<_> = self.engine.held().map(|(place, ..)| place).collect();
-        let log = |place: Place| Some((place, std::mem::take(self.engine.log_mut(place)?)));
-        places.into_iter().filter_map(log).collect()
+        places.into_iter().filter_map(|place| self.take_log(place)).collect()
+    }
+
+    fn take_log(&mut self, place: Place) -> Option<(String, Place, SimLog)> {
+        let name = self.names.get(&place)?.clone();
+        Some((name, place, std::mem::take(self.engine.log_mut(place)?)))
     }
 
     /// How a partition stands that is led here, while anything may be said of it.
     pub fn led(&self, now: Monotonic, place: Place) -> Option<Led> {
         self.engine.led(place).filter(|_| self.lease.is_some_and(|until| now < until))
+    }
+
+    /// By the newest metadata that it knows.
+    pub fn leader_epoch(&self, place: Place) -> Option<LeaderEpoch> {
+        self.held.get(&place).map(|held| held.leader_epoch)
     }
 
     fn standing(&self, place: Place) -> Option<Standing> {
@@ -158,6 +202,7 @@ impl World {
     }
 
     pub fn data_mail(&mut self, proc: Proc, data: Data) {
+        self.look_at_lease(proc);
         let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
         let replicas = &mut node.replicas;
         let inputs = match data {
@@ -169,7 +214,11 @@ impl World {
                 replicas.peers = peers.clone();
                 vec![Input::Peers(peers)]
             }
-            Data::Command(Command::Replicas { assigned, unassigned }) => self.assigned(proc, assigned, unassigned),
+            Data::Command(Command::Replicas { assigned, unassigned }) => {
+                unassigned.into_iter().for_each(|gone| self.unassigned(proc, gone.place));
+                assigned.into_iter().for_each(|(place, name, assignment)| self.assigned(proc, place, name, assignment));
+                Vec::new()
+            }
             Data::Command(Command::MayLead(may)) => {
                 replicas.told_may_lead = may;
                 Vec::new()
@@ -201,104 +250,14 @@ impl World {
                 }
                 Vec::new()
             }
+            Data::Remove => {
+                let partitions = &mut self.folders[self.hosts[proc].folder].partitions;
+                std::mem::take(&mut replicas.going).iter().for_each(|name| drop(partitions.remove(name)));
+                Vec::new()
+            }
             Data::Produce { place, record, acks, request } => return self.produce(proc, place, record, acks, request),
         };
         self.drive_replicas(proc, inputs);
-    }
-
-    fn assigned(
-        &mut self,
-        proc: Proc,
-        assigned: Vec<(Place, Assignment)>,
-        unassigned: Vec<Unassigned>,
-    ) -> Vec<Input<SimLog>> {
-        let now = self.clock(proc);
-        let Folder { logs, records, .. } = &mut self.folders[self.hosts[proc].folder];
-        let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return Vec::new() };
-        let replicas = &mut node.replicas;
-        let (mut inputs, mut resigning) = (Vec::new(), Vec::new());
-        for gone in unassigned {
-            replicas.listening.remove(&gone.place);
-            replicas.held.remove(&gone.place);
-            replicas.faults.forget(gone.place);
-            logs.remove(&gone.place);
-            inputs.push(Input::Unassigned(gone.place));
-        }
-        for (place, assignment) in assigned {
-            replicas.held.insert(place, assignment.clone());
-            if replicas.standing(place).is_some_and(|standing| replicas.faults.stays_closed(now, place, standing)) {
-                let leader = replicas.follows_as.and_then(|me| declines_to(&assignment, me));
-                inputs.extend(leader.map(|leader| Input::Declined { place, leader }));
-                resigning.push(place);
-                continue;
-            }
-            let is_new = replicas.engine.log(place).is_none();
-            let log = is_new.then(|| opened(logs, records, place));
-            inputs.push(Input::Assigned { place, assignment, log });
-        }
-        resigning.into_iter().for_each(|place| self.resign(proc, place));
-        inputs
-    }
-
-    /// As `storage/partitions/faults.rs` has it.
-    fn replica_failed(&mut self, proc: Proc, place: Place, is_full: bool) {
-        let now = self.clock(proc);
-        let logs = &mut self.folders[self.hosts[proc].folder].logs;
-        let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
-        let replicas = &mut node.replicas;
-        let standing = replicas.standing(place);
-        let is_given_up = replicas.faults.failed(now, place, "it failed".into(), None, standing, is_full);
-        if !is_given_up {
-            return self.seen.event("last in-sync replica kept on a full disk");
-        }
-        if let Some(log) = replicas.engine.log_mut(place) {
-            let mut log = std::mem::take(log);
-            if !planted(Bug::FailedSyncTrusted) {
-                log.rewrite_unsynced();
-            }
-            logs.insert(place, log);
-        }
-        replicas.listening.remove(&place);
-        replicas.engine.take(now, Input::Unassigned(place), &mut replicas.more);
-        let held = replicas.follows_as.zip(replicas.held.get(&place));
-        if let Some(leader) = held.and_then(|(me, assignment)| declines_to(assignment, me)) {
-            replicas.engine.take(now, Input::Declined { place, leader }, &mut replicas.more);
-        }
-        self.seen.event("replica given up");
-        self.note(|| format!("{} gives up {}.{}", name(proc), place.0, place.1));
-        self.resign(proc, place);
-    }
-
-    fn resign(&mut self, proc: Proc, place: Place) {
-        let Some(node) = &self.nodes[proc - CONTROLLERS] else { return };
-        let ReplicasProc { held, peers, follows_as, .. } = &node.replicas;
-        let wish = follows_as.zip(held.get(&place)).and_then(|(me, held)| resignation(place, held, me, peers));
-        if let Some(wish) = wish {
-            let delay = self.rng.between(5, 300);
-            self.report(delay, proc, Mail::Node(CoreInput::InSyncWishes(vec![wish])));
-        }
-    }
-
-    fn retry_faults(&mut self, proc: Proc) {
-        let now = self.clock(proc);
-        let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
-        for place in node.replicas.faults.due(now) {
-            let Folder { logs, records, .. } = &mut self.folders[self.hosts[proc].folder];
-            let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
-            let replicas = &mut node.replicas;
-            match replicas.faults.retry(now, place, replicas.standing(place), || !records.is_full()) {
-                Retry::Over => _ = replicas.faults.forget(place),
-                Retry::Resign => self.resign(proc, place),
-                Retry::Open => {
-                    if let Some(assignment) = replicas.held.get(&place).cloned() {
-                        let log = Some(opened(logs, records, place));
-                        replicas.engine.take(now, Input::Assigned { place, assignment, log }, &mut replicas.more);
-                    }
-                    self.seen.event("replica opened again");
-                    self.resign(proc, place);
-                }
-            }
-        }
     }
 
     fn produce(&mut self, proc: Proc, place: Place, record: Record, acks: Acks, request: u64) {
@@ -321,17 +280,25 @@ impl World {
         }
     }
 
-    /// Gives the engine these inputs, and carries out what becomes of them.
-    pub fn drive_replicas(&mut self, proc: Proc, inputs: Vec<Input<SimLog>>) {
+    fn look_at_lease(&mut self, proc: Proc) {
         let now = self.clock(proc);
         let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
         let replicas = &mut node.replicas;
-        let mut effects = Vec::new();
         let may = replicas.told_may_lead && replicas.lease.is_some_and(|until| now < until);
-        let begins = may && !replicas.may_lead;
+        replicas.begins_to_lead |= may && !replicas.may_lead;
         if may != std::mem::replace(&mut replicas.may_lead, may) {
-            replicas.engine.take(now, Input::MayLead(may), &mut effects);
+            replicas.engine.take(now, Input::MayLead(may), &mut replicas.more);
         }
+    }
+
+    /// Gives the engine these inputs, and carries out what becomes of them.
+    pub fn drive_replicas(&mut self, proc: Proc, inputs: Vec<Input<SimLog>>) {
+        self.look_at_lease(proc);
+        let now = self.clock(proc);
+        let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
+        let replicas = &mut node.replicas;
+        let begins = std::mem::take(&mut replicas.begins_to_lead);
+        let mut effects = std::mem::take(&mut replicas.more);
         inputs.into_iter().for_each(|input| replicas.engine.take(now, input, &mut effects));
         self.retry_faults(proc);
         loop {
@@ -392,8 +359,13 @@ impl World {
                 }
             }
             Effect::Failed { place, error: Failure::Full } => self.replica_failed(proc, place, false),
-            // A log that failed here lacks nothing that was flushed.
-            Effect::Left { .. } => {}
+            Effect::Left { place, leader_epoch } => {
+                let node = self.nodes[proc - CONTROLLERS].as_mut();
+                if node.is_some_and(|node| node.replicas.faults.left(place, leader_epoch)) {
+                    self.take_up(proc, place);
+                }
+            }
+            Effect::Unreadable { place, error: Failure::Damaged(offset) } => self.unreadable(proc, place, offset),
             Effect::Unreadable { place, error } | Effect::Failed { place, error } => {
                 self.checker.break_rule(9, || format!("{} gives up {place:?}: {error}", name(proc)));
             }
@@ -444,7 +416,7 @@ impl World {
                 Err(Refused::Later)
             }
             Err(AppendError::Log(Failure::OutOfOrder { .. })) => Err(Refused::OutOfOrder),
-            Err(AppendError::Log(Failure::Full)) => {
+            Err(AppendError::Log(Failure::Full | Failure::Damaged(_))) => {
                 self.replica_failed(proc, place, true);
                 Err(Refused::Later)
             }
@@ -480,11 +452,4 @@ impl World {
             self.seen.event("old records deleted");
         }
     }
-}
-
-/// A log of which nobody has heard is new.
-fn opened(logs: &mut BTreeMap<Place, SimLog>, records: &RecordDisk, place: Place) -> SimLog {
-    let mut log = logs.remove(&place).unwrap_or_default();
-    log.open(records);
-    log
 }

@@ -12,7 +12,7 @@ use super::sabotage::{Bug, plant};
 use super::world::World;
 
 /// How many seeds the tests run, beginning with 0.
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 5_000;
 /// Within how many seeds a planted bug is found.
 const BUG_SEEDS: u64 = 1_000;
 
@@ -118,7 +118,7 @@ fn catches(invariant: u32, bug: Bug) {
     panic!("{bug:?} breaks invariant {invariant} in none of {BUG_SEEDS} seeds, and others in {others:?}");
 }
 
-const PLANTED: [(u32, Bug); 27] = [
+const PLANTED: [(u32, Bug); 32] = [
     (1, Bug::StateOfItsOwn),
     (2, Bug::AcknowledgedEarly),
     (3, Bug::EndlessLease),
@@ -146,6 +146,11 @@ const PLANTED: [(u32, Bug); 27] = [
     (9, Bug::FailedSyncTrusted),
     (9, Bug::FailedAppendStored),
     (15, Bug::CutsTooMuch),
+    (15, Bug::CutsBeforeItLeft),
+    (9, Bug::OtherTopicTrusted),
+    (9, Bug::SetBackTrusted),
+    (3, Bug::IdleLease),
+    (4, Bug::RestoredTooLow),
 ];
 
 #[test]

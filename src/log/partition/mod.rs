@@ -131,7 +131,7 @@ impl Log {
         &self.damages
     }
 
-    /// Where the first of them begins: a follower cuts there ([`Self::truncate_to`]) before it asks its leader for records, and
+    /// Where the first of them begins that is not deleted: a follower cuts there ([`Self::truncate_to`]) before it asks its leader for records, and
     /// copies on from there. Nothing before it is missing.
     ///
     /// Whether that takes something that counted, the log cannot know: a loss of power tears only what was never synced, so
@@ -139,7 +139,8 @@ impl Log {
     /// back as one that copies. A leader that has no other replica to copy from keeps the rest and serves it; reading goes on
     /// behind each range.
     pub fn first_damage(&self) -> Option<Offset> {
-        self.damages.iter().map(|damage| damage.offsets.start).min()
+        let kept = self.damages.iter().filter(|damage| damage.offsets.end > self.start);
+        kept.map(|damage| damage.offsets.start).min()
     }
 
     /// Why it takes no more writes, if it doesn't.

@@ -76,7 +76,10 @@ impl<'a> Registering<'a> {
         }
         // Who was active has that on its disk, so a disk that lacks it is an older copy of what the node had, and its logs are too.
         let served = before.and_then(|node| node.served);
-        if served.is_some_and(|(served, epoch)| served == directory && knows.0 < epoch.0) {
+        let is_set_back = served.is_some_and(|(served, epoch)| served == directory && knows.0 < epoch.0);
+        #[cfg(test)]
+        let is_set_back = is_set_back && !crate::simulator::planted(crate::simulator::Bug::SetBackTrusted);
+        if is_set_back {
             self.set_back.insert(storage, directory);
         }
         self.directories.insert(directory, storage);

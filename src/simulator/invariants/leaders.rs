@@ -61,22 +61,19 @@ impl World {
     }
 
     fn check_gone(&mut self, storage: StorageId, epoch: NodeEpoch, cause: &str) {
+        let is_ended = cause.contains("connection ended");
         // That it came back over another connection was perhaps said to nobody who heard it.
-        if cause.contains("connection ended") && self.faults.rained_at + 3 * SESSION > self.now() {
+        if is_ended && self.faults.rained_at + 3 * SESSION > self.now() {
             return;
         }
-        let now = self.now();
         let elected = self.checker.image().and_then(|image| image.controller.as_ref()).map(|held| held.incarnation);
         let by = (0..CONTROLLERS).find(|proc| Some(self.hosts[*proc].incarnation) == elected);
+        let is_heard = |proc: &Proc| by.is_some_and(|by| self.checker.is_heard(by, *proc, &self.hosts[*proc]));
         let leads = |proc: &Proc| {
             let is_it = self.nodes[*proc - CONTROLLERS].as_ref().is_some_and(|node| {
                 node.core.identity().storage == Some(storage) && node.core.node_epoch() == Some(epoch)
             });
-            // Whoever is heard and applies nothing is fenced although its lease runs.
-            let is_heard = by.is_some_and(|by| self.checker.heard_ago(by, *proc, now) < SESSION);
-            let is_stalled = self.hosts[*proc].slow_disk_until + SESSION > now;
-            let is_excused = cause.contains("silent") && (is_heard || is_stalled);
-            is_it && !is_excused && self.may_lead(*proc)
+            is_it && (!is_ended || is_heard(proc)) && self.may_lead(*proc)
         };
         if let Some(proc) = (CONTROLLERS..=COPY).find(leads) {
             let words = format!("{} is fenced ({cause}), and may lead", name(proc));

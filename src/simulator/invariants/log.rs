@@ -9,7 +9,7 @@ use crate::metadata::{Change, History, Image, Offered, Partition, Record, invari
 use crate::simulator::queue::Time;
 use crate::simulator::stream::Message;
 use crate::simulator::world::World;
-use crate::types::{LeaderEpoch, PartitionEpoch, Position, Version};
+use crate::types::{Position, Version};
 
 impl World {
     /// A message is stored for good: from now on anybody may see it.
@@ -72,20 +72,29 @@ impl World {
     /// The stream was made anew behind a restored image.
     pub fn check_recreated(&mut self, image: &Image, position: Position) {
         self.check_restored_requests(image);
-        let now = self.now();
+        let source = self.clients.restored.as_ref().map_or(position.version, |plan| plan.source.version);
+        let newest =
+            self.checker.folders.values().map(|(version, _)| *version).filter(|known| *known < position.version);
+        if newest.max() > Some(source) {
+            self.seen.event("restored while the newest was away");
+        }
+        let (now, highest) = (self.now(), self.highest_held());
         let checker = &mut self.checker;
         for (id, topic) in &image.topics {
             for (number, partition) in (0..).zip(topic.partitions.iter()) {
-                let highest = checker.highest.get(&(*id, number)).copied().unwrap_or_default();
-                if partition.leader_epoch <= highest.0 || partition.epoch <= highest.1 {
+                let given_out =
+                    checker.highest.get(&(*id, number)).filter(|(.., version)| *version <= highest).copied();
+                let is_above =
+                    |(leader_epoch, epoch, _)| partition.leader_epoch > leader_epoch && partition.epoch > epoch;
+                if let Some(given_out) = given_out.filter(|given_out| !is_above(*given_out)) {
                     let words = format!("partition {number} of {} is restored with {partition:?}", topic.name);
-                    checker.break_rule(4, || format!("{words}, and {highest:?} were given out"));
+                    checker.break_rule(4, || format!("{words}, and {given_out:?} were given out"));
                 }
             }
         }
         let is_same = checker.strays.contains_key(&(position.version, position.digest.0))
             || checker.at(position.version).is_some_and(|history| history.position() == position);
-        if position.version <= checker.highest_seen && !is_same {
+        if position.version <= highest && !is_same {
             checker.break_rule(2, || format!("a history is restored at {position}, which was given out before"));
         }
         // The same restore again: what was granted on top of the first one is lost with every copy of it.
@@ -101,6 +110,15 @@ impl World {
         checker.trail.push(Step { at: now, history: checker.history.clone() });
         checker.lost = false;
         checker.restored_at = now;
+    }
+
+    /// The highest version that any process has. Of one that none has left, not even in a snapshot, nobody can know.
+    fn highest_held(&self) -> Version {
+        let on_disk = self.hosts.iter().filter_map(|host| self.checker.folders.get(&host.folder));
+        let controllers = self.controllers.iter().flatten().map(|controller| controller.core.history());
+        let nodes = self.nodes.iter().flatten().map(|node| node.core.history());
+        let held = controllers.chain(nodes).map(|history| history.position().version);
+        held.chain(on_disk.map(|(version, _)| *version)).max().unwrap_or_default()
     }
 
     /// Acknowledged messages after this are gone.
@@ -251,10 +269,16 @@ impl Checker {
         if let Some(joined) = new.isr().find(|node| !members.contains(node) && !serves(*node)) {
             self.break_rule(5, || format!("at version {version} storage node {joined}, fenced, joins {place:?}"));
         }
+        let given_out = self.highest.get(&place).filter(|_| old.is_none() && !self.went_back).copied();
+        if let Some(given_out) = given_out.filter(|(leader_epoch, ..)| *leader_epoch >= new.leader_epoch) {
+            self.break_rule(4, || {
+                format!("at version {version} {place:?} is added as {new:?}; {given_out:?} were given out")
+            });
+        }
         self.partition_stored(place, old, new, image);
         self.moved.entry((place, new.leader_epoch)).or_insert(now);
-        let highest = self.highest.entry(place).or_insert((LeaderEpoch(0), PartitionEpoch(0)));
-        *highest = (highest.0.max(new.leader_epoch), highest.1.max(new.epoch));
+        let highest = self.highest.entry(place).or_insert((new.leader_epoch, new.epoch, version));
+        *highest = (highest.0.max(new.leader_epoch), highest.1.max(new.epoch), version);
         if let Some(leader) = new.leader {
             let known = self.leaders.entry((place, new.leader_epoch)).or_insert((leader, version)).0;
             if known != leader {

@@ -67,12 +67,11 @@ pub struct Checker {
     leaders: BTreeMap<(Place, LeaderEpoch), (StorageId, Version)>,
     /// When each leader epoch began.
     moved: BTreeMap<(Place, LeaderEpoch), Time>,
-    highest: BTreeMap<Place, (LeaderEpoch, PartitionEpoch)>,
+    /// The highest epochs that were given out, and with which version.
+    highest: BTreeMap<Place, (LeaderEpoch, PartitionEpoch, Version)>,
     node_epochs: BTreeMap<StorageId, NodeEpoch>,
     fenced_at: BTreeMap<StorageId, Version>,
     pairings: BTreeMap<(StorageId, u64), ControllerId>,
-    /// The highest version that any process ever had.
-    highest_seen: Version,
     processes: BTreeMap<usize, states::Known>,
     folders: BTreeMap<usize, (Version, ControllerEpoch)>,
     acknowledged: BTreeMap<RequestId, Version>,

@@ -2,13 +2,15 @@
 //!
 //! Records are committed in the order and with the leader epoch in which some leader's high watermark passed them. Every
 //! later leader has to have them, unless its own disk was set back, or its topic allowed an unclean election since: from then
-//! on what that leader has is what is committed. Partitions of which a lost history knew more than the restored one are no
-//! longer looked at: who may lead them is decided by what somebody forgot.
+//! on what that leader has is what is committed. So it is where a history was restored from before somebody left the in-sync
+//! replicas. Partitions of which a stream that went back knew more are no longer looked at: what was decided meanwhile is void, and was
+//! acted upon.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Checker, Place};
 use crate::metadata::{Image, Partition, config};
+use crate::simulator::disks::Folder;
 use crate::simulator::records::{Record, SimLog};
 use crate::simulator::world::{CONTROLLERS, COPY, Proc, World, name};
 use crate::storage::replicas::{Acks, Log};
@@ -19,9 +21,13 @@ pub struct Records {
     places: BTreeMap<Place, Truth>,
     /// Folders that were set back or copied, with the partitions of which they may lack something since.
     doubtful: BTreeMap<usize, BTreeSet<Place>>,
+    /// The same of those that the metadata tells from what they were: they lead nothing of it.
+    set_back: BTreeMap<usize, BTreeSet<Place>>,
     /// The folder of which a copy runs, and the copy: either may be the one that counts.
     copied: Option<[usize; 2]>,
     joined: Vec<(Place, StorageId)>,
+    /// What each producer writes to.
+    producers: BTreeMap<u32, Place>,
     pub seen: Vec<&'static str>,
     /// A disk was emptied, set back or copied.
     disks_changed: bool,
@@ -33,10 +39,14 @@ struct Truth {
     offsets: BTreeMap<(u32, u32), i64>,
     /// Leader epochs that began with an unclean election.
     unclean: BTreeSet<LeaderEpoch>,
+    /// Leader epochs that began with a restore of what was known before others left the in-sync replicas.
+    restored: BTreeSet<LeaderEpoch>,
     /// The newest state that was ever stored.
     leader_epoch: LeaderEpoch,
     isr: Vec<StorageId>,
     is_deleted: bool,
+    /// What was restored does not have it.
+    is_unknown: bool,
     /// By the newest leader.
     shown: (LeaderEpoch, i64),
     /// Rises where committed records were lost and might be.
@@ -54,9 +64,14 @@ impl Truth {
         found.map(|(at, (record, by))| (at, *record, *by))
     }
 
-    /// Whether there was an unclean election after this leader epoch.
+    /// Whether later leaders may lack what this epoch's makes of its records from now on.
     fn is_past(&self, epoch: LeaderEpoch) -> bool {
-        self.unclean.last().is_some_and(|unclean| *unclean > epoch)
+        self.is_past_restore(epoch) || self.unclean.last().is_some_and(|unclean| *unclean > epoch)
+    }
+
+    /// Whoever led before a restore may have a lease for a while, and does not know that its in-sync replicas are void.
+    fn is_past_restore(&self, epoch: LeaderEpoch) -> bool {
+        self.restored.last().is_some_and(|restored| *restored > epoch)
     }
 
     fn lose(&mut self, from: usize, epoch: LeaderEpoch) {
@@ -74,6 +89,15 @@ impl Checker {
         written.map(|(place, _)| *place).collect()
     }
 
+    pub fn producer_writes_to(&mut self, producer: u32, place: Place) {
+        self.records.producers.insert(producer, place);
+    }
+
+    /// Whether what a leader of this epoch shows may be lost.
+    pub fn is_past(&self, place: Place, epoch: LeaderEpoch) -> bool {
+        self.records.places.get(&place).is_some_and(|truth| truth.is_past_restore(epoch))
+    }
+
     pub fn generation(&self, place: Place) -> Option<u64> {
         Some(self.records.places.get(&place)?.generation)
     }
@@ -82,6 +106,9 @@ impl Checker {
         let truth = self.records.places.entry(place).or_default();
         let members: Vec<_> = new.isr().collect();
         let moves = new.leader_epoch > truth.leader_epoch;
+        if std::mem::take(&mut truth.is_unknown) {
+            truth.restored.insert(new.leader_epoch);
+        }
         if moves && image.is_recovering(place.0, place.1) && image.topics[&place.0].unclean_election() {
             truth.unclean.insert(new.leader_epoch);
         }
@@ -113,15 +140,41 @@ impl Checker {
             });
             truth.is_excused |= !same || truth.is_deleted;
         }
+        self.doubt_all_set_back();
     }
 
-    /// Whoever is in sync by what was restored, and was not by what was lost, may lack records.
+    /// Whoever is in sync by what was restored, and was not by what was lost, may lack records; and of a topic that was deleted
+    /// there may be none.
     pub(super) fn records_restored(&mut self, image: &Image) {
         for (place, truth) in &mut self.records.places {
+            truth.is_unknown = image.partition(place.0, place.1).is_none();
             let Some(held) = image.partition(place.0, place.1) else { continue };
-            truth.is_excused |= truth.is_deleted || held.isr().any(|node| !truth.isr.contains(&node));
+            if std::mem::take(&mut truth.is_deleted) || held.isr().any(|node| !truth.isr.contains(&node)) {
+                truth.restored.insert(held.leader_epoch);
+                self.records.seen.push("in-sync replicas restored from before some left");
+            }
             (truth.leader_epoch, truth.isr) = (held.leader_epoch, held.isr().collect());
         }
+        self.doubt_all_set_back();
+    }
+
+    /// A folder is an earlier state of what it was. Where it does not know of the last time that it served, that is recognised.
+    pub fn disk_set_back(&mut self, folder: usize, state: &Folder) {
+        self.records.disks_changed = true;
+        let node = state.id.and_then(|id| self.image()?.storage.get(&StorageId(id)));
+        let served = node.and_then(|node| node.served).filter(|(served, _)| *served == state.directory);
+        if !self.lost && served.is_some_and(|(_, epoch)| state.node_epoch.is_some_and(|known| known < epoch)) {
+            let places = self.records.places.keys().copied().collect();
+            self.records.set_back.insert(folder, places);
+            self.records.seen.push("disk set back that is recognised");
+        } else {
+            self.doubt(folder);
+        }
+    }
+
+    /// By what the metadata says now they may not be recognised.
+    fn doubt_all_set_back(&mut self) {
+        std::mem::take(&mut self.records.set_back).into_keys().for_each(|folder| self.doubt(folder));
     }
 
     /// From here on this folder may lack what is committed.
@@ -153,7 +206,7 @@ impl World {
     /// Of a folder, be it in use or not.
     fn log_in(&self, proc: Proc, place: Place) -> Option<&SimLog> {
         let running = self.nodes[proc - CONTROLLERS].as_ref().and_then(|node| node.replicas.engine.log(place));
-        running.or_else(|| self.folders[self.hosts[proc].folder].logs.get(&place))
+        running.or_else(|| self.folders[self.hosts[proc].folder].log(place))
     }
 
     /// Who has the directory that the metadata names: of a directory and its copy, the one that is registered.
@@ -184,7 +237,8 @@ impl World {
             let Some(truth) = self.checker.records.places.get_mut(&place).filter(|truth| !truth.is_excused) else {
                 continue;
             };
-            let Some(visible) = visible.filter(|_| epoch >= truth.shown.0) else { continue };
+            let counts = epoch >= truth.shown.0 && !truth.is_past_restore(epoch);
+            let Some(visible) = visible.filter(|_| counts) else { continue };
             let (before, shown) = truth.shown;
             truth.shown = (epoch, visible.0);
             if visible.0 < shown {
@@ -212,14 +266,21 @@ impl World {
             let found = format!("it has {:?} at {}, and {last:?} is committed", log.get(first - 1), first - 1);
             return self.checker.break_rule(9, || format!("{words}: {found}"));
         }
-        let (mut twice, mut fresh) = (None, Vec::new());
+        let (mut twice, mut strange, mut fresh) = (None, None, Vec::new());
         for offset in first..end {
             let Some(record) = log.get(offset) else { break };
+            if self.checker.records.producers.get(&record.producer) != Some(&place) {
+                strange = Some((*record, offset));
+            }
             truth.committed.push((*record, epoch));
             if let Some(before) = truth.offsets.insert((record.producer, record.sequence), offset) {
                 twice = Some((*record, before, offset));
             }
             fresh.push((offset, *record));
+        }
+        if let Some((record, offset)) = strange {
+            let words = format!("{} commits {record:?} at {offset} of {place:?}", name(proc));
+            return self.checker.break_rule(9, || format!("{words}, which was written to another topic"));
         }
         if let Some((record, before, offset)) = twice {
             let words = format!("{record:?} is in {place:?} at {before} and again at {offset}");
@@ -238,7 +299,9 @@ impl World {
         let members = partition.into_iter().flat_map(Partition::isr);
         let members: Vec<_> = members.filter_map(|member| Some((member, self.holder(image, member)?))).collect();
         for (member, proc) in members {
-            if self.checker.is_doubtful(self.hosts[proc].folder, place) {
+            let folder = self.hosts[proc].folder;
+            let is_set_back = self.checker.records.set_back.get(&folder).is_some_and(|lost| lost.contains(&place));
+            if is_set_back || self.checker.is_doubtful(folder, place) {
                 continue;
             }
             let log = self.log_in(proc, place);
@@ -286,10 +349,14 @@ impl World {
         let is_doubtful = self.checker.is_doubtful(folder, place);
         let Some(truth) = self.checker.records.places.get_mut(&place).filter(|truth| !truth.is_excused) else { return };
         let Some((at, record, by)) = truth.lacking(log, epoch) else { return };
-        let unclean = truth.unclean.range(by..=epoch).any(|unclean| *unclean > by);
-        if unclean || is_doubtful {
+        let since = |epochs: &BTreeSet<LeaderEpoch>| epochs.range(by..=epoch).any(|began| *began > by);
+        let kind = match (since(&truth.unclean), since(&truth.restored)) {
+            (true, _) => Some("records lost by an unclean election"),
+            (false, true) => Some("records lost by a restore"),
+            (false, false) => is_doubtful.then_some("records lost with a disk"),
+        };
+        if let Some(kind) = kind {
             truth.lose(at, epoch);
-            let kind = if unclean { "records lost by an unclean election" } else { "records lost with a disk" };
             return self.seen.event(kind);
         }
         let has = log.get(at as i64).copied();
@@ -319,7 +386,9 @@ impl World {
             self.commit(proc, place, led.leader_epoch, offset + 1);
             self.check_copies(proc, place, offset);
         }
-        let Some(truth) = self.checker.records.places.get(&place).filter(|truth| !truth.is_excused) else { return };
+        let truth = self.checker.records.places.get(&place);
+        let looked_at = |truth: &&Truth| !truth.is_excused && !truth.is_past_restore(led.leader_epoch);
+        let Some(truth) = truth.filter(looked_at) else { return };
         let committed = truth.committed.get(offset as usize).map(|(record, _)| *record);
         if acks == Acks::All && !committed.as_ref().is_some_and(same) {
             let words = format!("{} acknowledges {record:?} at {offset} of {place:?}", name(proc));
@@ -352,6 +421,7 @@ impl World {
         let held: Vec<_> = node.replicas.engine.held().filter(|(_, log, _)| log.cuts > 0).map(|held| held.0).collect();
         for place in held {
             let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
+            let follows_in = node.replicas.leader_epoch(place);
             let Some(log) = node.replicas.engine.log_mut(place) else { continue };
             let (removed, start) = (std::mem::take(&mut log.removed), log.start().0);
             if std::mem::take(&mut log.restarted) {
@@ -361,13 +431,34 @@ impl World {
             }
             let truth = self.checker.records.places.get(&place).filter(|truth| !truth.is_excused);
             let Some(truth) = truth else { continue };
+            // What only a later leader committed, one of before may lack: nobody who follows that one is in sync any more.
             let is_committed = |(offset, record): &&(i64, Record)| {
-                *offset >= start && truth.committed.get(*offset as usize).is_some_and(|(held, _)| held == record)
+                let committed = truth.committed.get(*offset as usize).filter(|(_, by)| Some(*by) <= follows_in);
+                *offset >= start && committed.is_some_and(|(held, _)| held == record)
             };
             if let Some((offset, record)) = removed.iter().find(is_committed).copied() {
                 let words = format!("{} cuts off {record:?} at {offset} of {place:?}", name(proc));
                 self.checker.break_rule(15, || format!("{words}, which is committed"));
             }
+        }
+    }
+
+    /// Who cuts off what is damaged, committed or not, is out of sync.
+    pub fn check_mended(&mut self, proc: Proc, place: Place, removed: &[(i64, Record)]) {
+        let Some(me) = self.nodes[proc - CONTROLLERS].as_ref().and_then(|node| node.core.identity().storage) else {
+            return;
+        };
+        let truth = self.checker.records.places.get(&place).filter(|truth| !truth.is_excused && !truth.is_deleted);
+        let is_committed = |(offset, record): &&(i64, Record)| {
+            truth.is_some_and(|truth| truth.committed.get(*offset as usize).is_some_and(|(held, _)| held == record))
+        };
+        let lost = removed.iter().find(is_committed);
+        let image = self.checker.image().filter(|image| !self.checker.lost && self.holder(image, me) == Some(proc));
+        let partition = image.and_then(|image| image.partition(place.0, place.1));
+        let counts = partition.is_some_and(|partition| partition.in_sync(me));
+        if let Some((offset, record)) = lost.filter(|_| counts) {
+            let words = format!("{} cuts off {record:?} at {offset} of its damaged {place:?}", name(proc));
+            self.checker.break_rule(15, || format!("{words}, which is committed, and is in sync"));
         }
     }
 
@@ -420,8 +511,10 @@ impl World {
             let has = self.log_in(proc, place).zip(truth).is_some_and(|(log, truth)| {
                 truth.lacking(log, LeaderEpoch(u32::MAX)).is_none() && log.durable() >= truth.committed.len() as i64
             });
-            if has && let Some(places) = self.checker.records.doubtful.get_mut(&folder) {
-                places.remove(&place);
+            if has {
+                let records = &mut self.checker.records;
+                let lacking = [records.doubtful.get_mut(&folder), records.set_back.get_mut(&folder)];
+                lacking.into_iter().flatten().for_each(|places| _ = places.remove(&place));
             }
         }
     }

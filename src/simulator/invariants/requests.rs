@@ -58,8 +58,10 @@ impl World {
             let host = &self.hosts[*proc];
             host.connection.is_some() && host.frozen.is_none() && !host.cut_in && !host.cut_out
         };
+        // Whoever does without some does without those as well of whom nobody who was heard knows.
+        let is_hasty = self.clients.restored.as_ref().is_some_and(|plan| !plan.not_heard.is_empty());
         let mut has: Vec<&Image> = Vec::new();
-        for proc in (0..COPY).filter(reachable) {
+        for proc in (0..COPY).filter(|proc| !is_hasty && reachable(proc)) {
             let (history, durable) = match proc < CONTROLLERS {
                 true => match &self.controllers[proc] {
                     Some(controller) => (controller.core.history(), controller.core.durable()),

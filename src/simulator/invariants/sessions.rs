@@ -7,7 +7,7 @@ use crate::metadata::{NodeState, ParsedEntry, Record};
 use crate::simulator::bus::{Asked, Waiting};
 use crate::simulator::controllers::SESSION;
 use crate::simulator::queue::Time;
-use crate::simulator::world::{CONTROLLERS, COPY, Proc, World, name};
+use crate::simulator::world::{CONTROLLERS, COPY, Host, Proc, World, name};
 use crate::storage::core::{Call, Input};
 use crate::types::{IncarnationId, NodeEpoch, StorageId, Version};
 use crate::wire::admin::PartitionAltered;
@@ -139,9 +139,10 @@ impl World {
 }
 
 impl Checker {
-    /// How long ago a controller heard a node's process.
-    pub(super) fn heard_ago(&self, controller: Proc, proc: Proc, now: Time) -> Time {
-        self.heard.get(&(controller, proc)).map_or(Time::MAX, |heard| now - heard.at)
+    /// Whether a controller heard a node's process over its present connection.
+    pub(super) fn is_heard(&self, controller: Proc, proc: Proc, host: &Host) -> bool {
+        let heard = self.heard.get(&(controller, proc));
+        heard.is_some_and(|heard| (heard.sent.life, heard.sent.generation) == (host.life, host.generation))
     }
 
     pub fn asked_for_isr(&mut self, proc: Proc, call: Call, storage: StorageId, epoch: NodeEpoch) {

@@ -16,7 +16,8 @@ impl World {
     pub fn check_controller(&mut self, proc: Proc) {
         let Some(controller) = &self.controllers[proc] else { return };
         let (position, acting) = (controller.core.history().position(), controller.core.acting_epoch());
-        if let Some(epoch) = acting
+        // Whoever acts in an epoch that the stream has lost does so until it hears of that, and the epoch is given out again.
+        if let Some(epoch) = acting.filter(|_| !self.checker.lost)
             && *self.checker.epochs_granted.entry(epoch).or_insert(proc) != proc
         {
             self.checker.break_rule(6, || format!("{} acts in epoch {epoch}, which is another's", name(proc)));
@@ -47,7 +48,6 @@ impl World {
         if let Some(known) = self.checker.processes.get_mut(&proc) {
             known.position = position;
         }
-        self.checker.highest_seen = self.checker.highest_seen.max(position.version);
         if position.version < before.position.version {
             self.checker.break_rule(2, || format!("{} goes from {} to {position}", name(proc), before.position));
         }

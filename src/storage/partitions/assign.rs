@@ -9,7 +9,7 @@ use super::tail::Tail;
 use super::worker::Worker;
 use crate::log::{Log, LogConfig, LogError, TopicPartition, WantedLog};
 use crate::storage::core::{Place, Unassigned};
-use crate::storage::replicas::{Input, declines_to};
+use crate::storage::replicas::{Input, TakeUp};
 use crate::types::Monotonic;
 
 /// How many logs are opened at a time, and how many directories removed.
@@ -87,14 +87,12 @@ impl Worker {
     /// `opened`: the log, where it was opened with others.
     pub(super) fn take_up(&mut self, now: Monotonic, held: Held, opened: Option<Result<Log, LogError>>) {
         let Held { place, id, config, is_relaxed, assignment } = held;
-        let follows = self.me.is_some_and(|me| declines_to(&assignment, me).is_some());
-        let may_cut = follows && self.left.get(&place) == Some(&assignment.leader_epoch);
-        if follows && self.faults.damage(place).is_some() {
-            // Out of the way, so that it is opened and cut, or is said to be out of sync before that.
+        let how = self.faults.take_up(place, &assignment, self.me);
+        if how != TakeUp::Open {
             self.close(now, place);
-            if !may_cut {
-                return;
-            }
+        }
+        if how == TakeUp::Close {
+            return;
         }
         let log = match self.engine.log_mut(place) {
             Some(known) => {
@@ -102,25 +100,27 @@ impl Worker {
                 known.is_relaxed = is_relaxed;
                 None
             }
-            None => match self.open(&id, place, config, opened).and_then(|log| self.mend(place, log, may_cut)) {
-                Ok(_) if follows && self.faults.damage(place).is_some() => return self.close(now, place),
+            None => match self.open(&id, place, config, opened).and_then(|log| self.mend(place, log, how)) {
+                // It was found just now.
+                Ok(_) if self.faults.take_up(place, &assignment, self.me) == TakeUp::Close => {
+                    return self.close(now, place);
+                }
                 Ok(log) => {
                     Some(PartitionLog { log, is_relaxed, clock: self.clock, tail: Tail::new(self.tails.clone()) })
                 }
                 Err(error) => return self.failed(place, &error.into()),
             },
         };
-        // It takes part again, and may come to be in sync.
-        self.left.remove(&place);
+        self.faults.taken_up(place);
         self.give(now, Input::Assigned { place, assignment, log });
     }
 
     /// A log is cut where it is damaged, where it may be: its leader has the rest. Any other is left as it is, and shall not lead.
-    fn mend(&mut self, place: Place, mut log: Log, may_cut: bool) -> Result<Log, LogError> {
+    fn mend(&mut self, place: Place, mut log: Log, how: TakeUp) -> Result<Log, LogError> {
         let found = log.first_damage();
         let known = self.faults.damage(place);
         let Some(start) = [found, known].into_iter().flatten().min() else { return Ok(log) };
-        if may_cut {
+        if how == TakeUp::Cut {
             log.truncate_to(start, millis(self.clock.wall()))?;
             tracing::warn!(partition = %log.id(), from = %start, "copies anew what was damaged");
             self.forget_fault(place);
@@ -164,7 +164,6 @@ impl Worker {
         self.give(now, Input::Unassigned(place));
         self.silence(place);
         self.forget_fault(place);
-        self.left.remove(&place);
         self.changes.opening.remove(&place);
         if let Some(Held { id, .. }) = self.held.remove(&place) {
             self.changes.going.insert(id, is_deliberate);

@@ -109,8 +109,9 @@ impl Worker {
 
     /// Nobody counts on what this closed replica has: where it is damaged, it is cut and copied anew.
     pub(super) fn left(&mut self, place: Place, leader_epoch: LeaderEpoch) {
-        if let Some(held) = self.held.get(&place).filter(|_| self.faults.damage(place).is_some()).cloned() {
-            self.left.insert(place, leader_epoch);
+        if self.faults.left(place, leader_epoch)
+            && let Some(held) = self.held.get(&place).cloned()
+        {
             self.take_up(self.clock.monotonic(), held, None);
         }
     }
@@ -178,9 +179,10 @@ impl Worker {
         let mut disk_works = None;
         for place in self.faults.due(now) {
             let standing = self.standing(place);
+            let start = self.engine.log(place).map(|held| held.log.start());
             let directory = &self.directory;
             let works = || *disk_works.get_or_insert_with(|| directory.probe().is_ok());
-            match self.faults.retry(now, place, standing, works) {
+            match self.faults.retry(now, place, standing, start, works) {
                 Retry::Over => self.forget_fault(place),
                 Retry::Resign => self.resign(place),
                 Retry::Open => {

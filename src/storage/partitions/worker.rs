@@ -25,7 +25,7 @@ use crate::process::Clock;
 use crate::storage::core::{self, InSyncWish, Peer, Place, Token};
 use crate::storage::replicas::{self, Effect, Faults, Input, Led, LogEnd, Replicas};
 use crate::storage::shell::Event;
-use crate::types::{LeaderEpoch, Monotonic, StorageId};
+use crate::types::{Monotonic, StorageId};
 use crate::wire::data::Leads;
 
 /// The most commands that are taken before the engine looks at what they led to.
@@ -39,8 +39,6 @@ pub(super) struct Worker {
     pub(super) changes: Changes,
     pub(super) peers: BTreeMap<StorageId, Peer>,
     pub(super) me: Option<StorageId>,
-    /// Closed replicas of which their leaders said, in these epochs, that they are out of sync.
-    pub(super) left: BTreeMap<Place, LeaderEpoch>,
     pub(super) faults: Faults,
     pub(super) vitals: Vitals,
     pub(super) lag_at: Monotonic,
@@ -91,7 +89,6 @@ pub(super) fn start(
         changes: Changes::default(),
         peers: BTreeMap::new(),
         me: None,
-        left: BTreeMap::new(),
         faults: Faults::default(),
         vitals: vitals.clone(),
         lag_at: Monotonic(0),

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::storage::core::{Assignment, InSyncWish, Peer, Place};
-use crate::types::{Monotonic, Offset, StorageId};
+use crate::types::{LeaderEpoch, Monotonic, Offset, StorageId};
 
 const RETRY_MIN: Duration = Duration::from_secs(1);
 /// Who has made room is not to wait long. A try costs a megabyte that is written, and one look at each replica.
@@ -26,6 +26,8 @@ pub struct Faults {
 struct Fault {
     words: String,
     damage: Option<Offset>,
+    /// In which epoch its leader said that it is out of sync, since it was closed.
+    left: Option<LeaderEpoch>,
     retry_at: Monotonic,
     pause: Duration,
 }
@@ -52,10 +54,21 @@ impl Standing {
     }
 }
 
+/// What becomes of a replica's log, be it open or not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TakeUp {
+    /// It takes part.
+    Open,
+    /// Its leader has to say first that nobody counts on it.
+    Close,
+    /// It is closed, if it is open, and opened anew and cut before what is damaged.
+    Cut,
+}
+
 /// What is to be done with a replica that is due.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Retry {
-    /// Nothing: it has worked since it was opened again.
+    /// Nothing: it has worked since it was opened again, or what is damaged was deleted.
     Over,
     /// Others are to lead, if it leads.
     Resign,
@@ -83,7 +96,33 @@ impl Faults {
     pub fn note(&mut self, now: Monotonic, place: Place, words: String, damage: Option<Offset>) {
         let pause = self.of.get(&place).map_or(RETRY_MIN, |known| (known.pause * 2).min(RETRY_MAX));
         let damage = [damage, self.damage(place)].into_iter().flatten().min();
-        self.of.insert(place, Fault { words, damage, retry_at: now + pause, pause });
+        let left = self.of.get(&place).and_then(|known| known.left);
+        self.of.insert(place, Fault { words, damage, left, retry_at: now + pause, pause });
+    }
+
+    /// The leader said in this epoch that the closed replica is out of sync. Whether that was waited for.
+    pub fn left(&mut self, place: Place, leader_epoch: LeaderEpoch) -> bool {
+        let damaged = self.of.get_mut(&place).filter(|fault| fault.damage.is_some());
+        damaged.map(|fault| fault.left = Some(leader_epoch)).is_some()
+    }
+
+    /// It takes part again, and may come to be in sync.
+    pub fn taken_up(&mut self, place: Place) {
+        if let Some(fault) = self.of.get_mut(&place) {
+            fault.left = None;
+        }
+    }
+
+    /// What becomes of the log of a replica of `me`.
+    pub fn take_up(&self, place: Place, assignment: &Assignment, me: Option<StorageId>) -> TakeUp {
+        let follows = me.is_some_and(|me| declines_to(assignment, me).is_some());
+        let Some(fault) = self.of.get(&place).filter(|fault| follows && fault.damage.is_some()) else {
+            return TakeUp::Open;
+        };
+        let may_cut = fault.left == Some(assignment.leader_epoch);
+        #[cfg(test)]
+        let may_cut = may_cut || crate::simulator::planted(crate::simulator::Bug::CutsBeforeItLeft);
+        if may_cut { TakeUp::Cut } else { TakeUp::Close }
     }
 
     /// Where the first record is that cannot be read.
@@ -121,16 +160,18 @@ impl Faults {
     }
 
     /// What is to be done with one that is due; it is due again after a while. `standing`: none where this node holds it no longer;
-    /// `disk_works`: whether the disk takes something, asked only where it matters.
+    /// `start`: of its log, where that is open; `disk_works`: whether the disk takes something, asked only where it matters.
     pub fn retry(
         &mut self,
         now: Monotonic,
         place: Place,
         standing: Option<Standing>,
+        start: Option<Offset>,
         disk_works: impl FnOnce() -> bool,
     ) -> Retry {
         let (Some(fault), Some(standing)) = (self.of.get_mut(&place), standing) else { return Retry::Over };
-        if !standing.is_closed && fault.damage.is_none() {
+        let is_deleted = fault.damage.zip(start).is_some_and(|(damage, start)| damage < start);
+        if !standing.is_closed && (fault.damage.is_none() || is_deleted) {
             return Retry::Over;
         }
         // As a leader it would only fail again, unless it is alone.
@@ -221,20 +262,24 @@ mod tests {
         while tries.len() < 6 {
             let now = faults.deadline().unwrap();
             tries.push(now.0 / 1_000_000);
-            assert_eq!(faults.retry(now, PLACE, closed, || false), Retry::Resign);
+            assert_eq!(faults.retry(now, PLACE, closed, None, || false), Retry::Resign);
         }
         assert_eq!(tries, [1, 3, 7, 15, 25, 35]);
         let now = faults.deadline().unwrap();
-        assert_eq!(faults.retry(now, PLACE, standing(1, &[0, 1], true), NO_DISK), Retry::Resign, "it would fail again");
+        assert_eq!(
+            faults.retry(now, PLACE, standing(1, &[0, 1], true), None, NO_DISK),
+            Retry::Resign,
+            "it would fail again"
+        );
         let now = faults.deadline().unwrap();
-        assert_eq!(faults.retry(now, PLACE, standing(1, &[1], true), NO_DISK), Retry::Open);
+        assert_eq!(faults.retry(now, PLACE, standing(1, &[1], true), None, NO_DISK), Retry::Open);
         let now = faults.deadline().unwrap();
-        assert_eq!(faults.retry(now, PLACE, closed, || true), Retry::Open);
+        assert_eq!(faults.retry(now, PLACE, closed, None, || true), Retry::Open);
         // A change of the metadata opens it as well, and it may lead by now.
         let now = faults.deadline().unwrap();
-        assert_eq!(faults.retry(now, PLACE, open, NO_DISK), Retry::Over);
-        assert_eq!(faults.retry(now, PLACE, standing(1, &[0, 1], false), NO_DISK), Retry::Over);
-        assert_eq!(faults.retry(now, PLACE, None, NO_DISK), Retry::Over);
+        assert_eq!(faults.retry(now, PLACE, open, None, NO_DISK), Retry::Over);
+        assert_eq!(faults.retry(now, PLACE, standing(1, &[0, 1], false), None, NO_DISK), Retry::Over);
+        assert_eq!(faults.retry(now, PLACE, None, None, NO_DISK), Retry::Over);
     }
 
     #[test]
@@ -244,8 +289,30 @@ mod tests {
         faults.note(at(0), PLACE, "damaged".into(), Some(Offset(12)));
         assert_eq!(faults.damage(PLACE), Some(Offset(9)));
         assert!(!faults.stays_closed(at(1), PLACE, standing(0, &[0], true).unwrap()));
-        assert_eq!(faults.retry(at(2_000), PLACE, standing(1, &[0, 1], false), NO_DISK), Retry::Resign);
+        let leads = standing(1, &[0, 1], false);
+        assert_eq!(faults.retry(at(2_000), PLACE, leads, Some(Offset(9)), NO_DISK), Retry::Resign);
+        assert_eq!(faults.retry(at(4_000), PLACE, leads, Some(Offset(10)), NO_DISK), Retry::Over, "it was deleted");
         assert!(faults.forget(PLACE) && !faults.forget(PLACE));
+    }
+
+    #[test]
+    fn damage_is_cut_once_the_leader_of_that_epoch_says_that_nobody_counts_on_it() {
+        let mut faults = Faults::default();
+        let follows = assignment(0, &[0, 1]);
+        let next = Assignment { leader_epoch: LeaderEpoch(4), ..assignment(0, &[0]) };
+        assert!(!faults.left(PLACE, LeaderEpoch(3)), "nothing was closed");
+        faults.failed(at(0), PLACE, "full".into(), None, None, true);
+        assert_eq!(faults.take_up(PLACE, &follows, Some(ME)), TakeUp::Open);
+        faults.note(at(0), PLACE, "damaged".into(), Some(Offset(9)));
+        assert_eq!(faults.take_up(PLACE, &follows, Some(ME)), TakeUp::Close);
+        assert_eq!(faults.take_up(PLACE, &assignment(1, &[1]), Some(ME)), TakeUp::Open, "it is all there is");
+        assert!(faults.left(PLACE, LeaderEpoch(3)));
+        assert_eq!(faults.take_up(PLACE, &follows, Some(ME)), TakeUp::Cut);
+        assert_eq!(faults.take_up(PLACE, &next, Some(ME)), TakeUp::Close, "another leader may count on it");
+        faults.note(at(0), PLACE, "damaged".into(), Some(Offset(7)));
+        assert_eq!(faults.take_up(PLACE, &follows, Some(ME)), TakeUp::Cut);
+        faults.taken_up(PLACE);
+        assert_eq!(faults.take_up(PLACE, &follows, Some(ME)), TakeUp::Close);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 pub use api::{Acks, Append, AppendError, Effect, Input, Log, LogEnd, Read, Settings};
-pub use faults::{Faults, Retry, Standing, declines_to, resignation};
+pub use faults::{Faults, Retry, Standing, TakeUp, declines_to, resignation};
 
 use crate::replication::{Follower, InSync, Leader};
 use crate::storage::core::{Assignment, Call, Member, Peer, Place, Token};
