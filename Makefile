@@ -4,7 +4,8 @@
 
 # The tests' profile, so that what `make test` built serves `make dev` and the other way round.
 BUILD := cargo build --locked --profile test
-DMQ := target/debug/dmq
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+DMQ := $(TARGET)/debug/dmq
 
 CONTROLLERS ?= 3
 STORAGE ?= 3
@@ -36,7 +37,7 @@ build: ## Build the binary that the figures are measured with: target/release/dm
 .PHONY: bench
 bench: build ## Measure all figures of docs/benchmarks.md, one after the other (BENCH='idle scale' for some, ARGS=...)
 	@server=$$(python3 tools/nats-server.py) && for bench in $(BENCH); do \
-		(set -x; target/release/dmq bench $$bench --nats-server "$$server" $(ARGS)) || missed="$$missed $$bench"; \
+		(set -x; $(TARGET)/release/dmq bench $$bench --nats-server "$$server" $(ARGS)) || missed="$$missed $$bench"; \
 	done; [ -z "$$missed" ] || { echo "a target was missed, or the run failed, in:$$missed"; exit 1; }
 
 .PHONY: compare
