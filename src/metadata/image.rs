@@ -17,6 +17,7 @@ pub const REQUESTS_KEPT: usize = 4096;
 
 /// The most replicas of one partition.
 pub const MAX_REPLICAS: usize = 32;
+
 /// How far apart the epochs of two restored histories begin. They are 31 bits in Kafka's batches: so many restores of so many elections
 /// each fit.
 const RESTORED_EPOCHS: u32 = 1 << 16;

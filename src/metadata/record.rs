@@ -39,6 +39,11 @@ impl SnapshotRef {
     pub fn name(&self) -> String {
         format!("{}-{}", self.version, self.digest)
     }
+
+    /// The version in such a name.
+    pub fn version_in(name: &str) -> Option<Version> {
+        name.split_once('-')?.0.parse().ok().map(Version)
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -171,7 +171,8 @@ impl World {
         let shows = |proc: &Proc| {
             let node = self.nodes[*proc - CONTROLLERS].as_ref().filter(|_| self.hosts[*proc].frozen.is_none())?;
             let led = node.replicas.led(self.clock(*proc), place)?;
-            Some((*proc, led.leader_epoch, led.visible?.0)).filter(|_| !self.checker.is_past(place, led.leader_epoch))
+            Some((*proc, led.leader_epoch, led.visible?.0))
+                .filter(|_| !self.checker.is_past_restore(place, led.leader_epoch))
         };
         let serving: Vec<_> = (CONTROLLERS..=COPY).filter_map(|proc| shows(&proc)).collect();
         for (proc, epoch, visible) in serving {

@@ -110,9 +110,9 @@ impl Stream {
             self.messages.pop_front();
             self.first += 1;
         }
-        let older = |name: &String| version_of(name).is_some_and(|version| version.0 + 1 < before);
+        let older = |name: &String| SnapshotRef::version_in(name).is_some_and(|version| version.0 + 1 < before);
         let mut old: Vec<_> = self.objects.keys().filter(|name| older(name)).cloned().collect();
-        old.sort_by_key(|name| version_of(name));
+        old.sort_by_key(|name| SnapshotRef::version_in(name));
         old.pop();
         old.iter().for_each(|name| drop(self.objects.remove(name)));
     }
@@ -158,15 +158,11 @@ impl Stream {
 
     /// Whichever history it is of.
     pub fn newest_object(&self) -> Version {
-        self.objects.keys().filter_map(|name| version_of(name)).max().unwrap_or(Version::ZERO)
+        self.objects.keys().filter_map(|name| SnapshotRef::version_in(name)).max().unwrap_or(Version::ZERO)
     }
 
     fn load(&self, snapshot: &SnapshotRef) -> Option<(Image, Position)> {
         let object = self.objects.get(&snapshot.name())?;
         read_snapshot(&mut &object[..]).ok().filter(|(_, position)| *position == snapshot.position())
     }
-}
-
-fn version_of(name: &str) -> Option<Version> {
-    name.split_once('-')?.0.parse().ok().map(Version)
 }

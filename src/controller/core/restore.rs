@@ -16,7 +16,7 @@ pub(super) struct Restoring {
     token: Token,
     plan: RestorePlan,
     highest: Version,
-    holders: Vec<MetadataHolder>,
+    holder: MetadataHolder,
     /// It is asked for the snapshots that there are.
     listing: bool,
     pub(super) gathering: Option<MetadataHolder>,
@@ -143,16 +143,20 @@ impl Controller {
                 );
                 self.fail(token, WireError::new(Code::VersionConflict, words));
             }
-            Some(_) => self.begin_restore(token, plan, highest, survey.holders),
+            Some(_) => {
+                if let Some(holder) = survey.holders.first().copied() {
+                    self.begin_restore(token, plan, highest, holder);
+                }
+            }
         }
     }
 
     /// A snapshot that is left tells of a restore of which nobody who was heard knows.
-    fn begin_restore(&mut self, token: Token, plan: RestorePlan, highest: Version, holders: Vec<MetadataHolder>) {
+    fn begin_restore(&mut self, token: Token, plan: RestorePlan, highest: Version, holder: MetadataHolder) {
         self.log(Level::Warn, format!("restoring the history from version {}", plan.source.version));
         let (gathering, base, made) = (None, None, None);
         self.restoring =
-            Some(Restoring { token, plan, highest, holders, listing: true, gathering, recreating: false, base, made });
+            Some(Restoring { token, plan, highest, holder, listing: true, gathering, recreating: false, base, made });
         self.out.push(Effect::ListSnapshots);
     }
 
@@ -165,7 +169,7 @@ impl Controller {
             Ok(version) => version,
             Err(words) => return self.give_up_restore(format!("the snapshots cannot be listed: {words}")),
         };
-        let (source, holder) = (restoring.plan.source, restoring.holders.first().copied());
+        let (source, holder) = (restoring.plan.source, restoring.holder);
         if is_plausible(version, restoring.highest) {
             restoring.highest = restoring.highest.max(version);
         } else {
@@ -178,10 +182,8 @@ impl Controller {
             return self.recreate(image, source);
         }
         let Some(restoring) = &mut self.restoring else { return };
-        restoring.gathering = holder;
-        if let Some(holder) = holder {
-            self.out.push(Effect::Gather { holder, position: source });
-        }
+        restoring.gathering = Some(holder);
+        self.out.push(Effect::Gather { holder, position: source });
     }
 
     pub(super) fn on_gathered(&mut self, result: Result<Box<(Image, Position)>, String>) {

@@ -146,7 +146,7 @@ pub(super) async fn load_newest(jetstream: &JetStream) -> Result<Box<(Image, Pos
 pub(super) async fn newest(store: &Snapshots) -> Result<Version, String> {
     store.ensure().await.map_err(|error| format!("the object store: {error}"))?;
     let names = store.list().await.map_err(|error| error.to_string())?;
-    Ok(names.iter().filter_map(|name| version_of(name)).max().unwrap_or(Version::ZERO))
+    Ok(names.iter().filter_map(|name| SnapshotRef::version_in(name)).max().unwrap_or(Version::ZERO))
 }
 
 /// Writes the image and makes the stream anew, so that its first message has the version after it.
@@ -189,13 +189,9 @@ pub(super) async fn purge(jetstream: &JetStream, before: Version) {
     }
 }
 
-fn version_of(name: &str) -> Option<Version> {
-    name.split_once('-')?.0.parse().ok().map(Version)
-}
-
 /// Of these objects, the snapshots that are older than the committed one, but for the last of them.
 fn obsolete(names: Vec<String>, committed: Version) -> Vec<String> {
-    let older = |name: String| Some((version_of(&name).filter(|found| *found < committed)?, name));
+    let older = |name: String| Some((SnapshotRef::version_in(&name).filter(|found| *found < committed)?, name));
     let mut older: Vec<_> = names.into_iter().filter_map(older).collect();
     older.sort();
     older.pop();

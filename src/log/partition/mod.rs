@@ -131,8 +131,8 @@ impl Log {
         &self.damages
     }
 
-    /// Where the first of them begins that is not deleted: a follower cuts there ([`Self::truncate_to`]) before it asks its leader for records, and
-    /// copies on from there. Nothing before it is missing.
+    /// Where the first of them begins that is not deleted: a follower cuts there ([`Self::truncate_to`]) before it asks its leader
+    /// for records, and copies on from there. Nothing before it is missing.
     ///
     /// Whether that takes something that counted, the log cannot know: a loss of power tears only what was never synced, so
     /// never acknowledged; a bad disk spoils anything. So the replica must leave the in-sync replicas before it cuts, and come

@@ -94,7 +94,7 @@ impl Checker {
     }
 
     /// Whether what a leader of this epoch shows may be lost.
-    pub fn is_past(&self, place: Place, epoch: LeaderEpoch) -> bool {
+    pub fn is_past_restore(&self, place: Place, epoch: LeaderEpoch) -> bool {
         self.records.places.get(&place).is_some_and(|truth| truth.is_past_restore(epoch))
     }
 

@@ -78,16 +78,18 @@ impl World {
         if how == TakeUp::Close {
             return;
         }
-        let log = match self.open_log(proc, place) {
-            Some(log) => match self.mend_log(proc, place, log, how) {
-                Ok(log) => Some(log),
-                Err(()) => return self.close(proc, place),
-            },
-            None => None,
-        };
+        let log = self.open_log(proc, place).map(|log| self.mend_log(proc, place, log, how));
         let now = self.clock(proc);
+        let folder = &mut self.folders[self.hosts[proc].folder];
         let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return };
         let replicas = &mut node.replicas;
+        if let (Some(log), Some(name)) = (&log, replicas.names.get(&place))
+            && replicas.faults.take_up(place, &assignment, replicas.follows_as) == TakeUp::Close
+        {
+            // It was found just now.
+            folder.put_log(name.clone(), place, log.clone());
+            return self.close(proc, place);
+        }
         replicas.faults.taken_up(place);
         replicas.engine.take(now, Input::Assigned { place, assignment, log }, &mut replicas.more);
     }
@@ -103,12 +105,12 @@ impl World {
         Some(log)
     }
 
-    /// Cuts what is damaged, where it may be cut. An error where it has to stay closed until then.
-    fn mend_log(&mut self, proc: Proc, place: Place, mut log: SimLog, how: TakeUp) -> Result<SimLog, ()> {
-        let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return Err(()) };
+    /// Cuts what is damaged, where it may be cut.
+    fn mend_log(&mut self, proc: Proc, place: Place, mut log: SimLog, how: TakeUp) -> SimLog {
+        let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return log };
         let replicas = &mut node.replicas;
         let damage = log.first_damage().into_iter().chain(replicas.faults.damage(place)).min();
-        let Some(start) = damage else { return Ok(log) };
+        let Some(start) = damage else { return log };
         if how == TakeUp::Cut {
             log.cut(start.0);
             let removed = std::mem::take(&mut log.removed);
@@ -116,20 +118,10 @@ impl World {
             self.seen.event("damaged replica cut");
             self.note(|| format!("{} cuts its damaged {}.{} at {start}", name(proc), place.0, place.1));
             self.check_mended(proc, place, &removed);
-            return Ok(log);
-        }
-        if log.first_damage().is_some() && self.note_damage(proc, place, start) {
+        } else if log.first_damage().is_some() && self.note_damage(proc, place, start) {
             self.resign(proc, place);
         }
-        let Some(node) = &mut self.nodes[proc - CONTROLLERS] else { return Err(()) };
-        let replicas = &mut node.replicas;
-        let Some(assignment) = replicas.held.get(&place) else { return Err(()) };
-        if replicas.faults.take_up(place, assignment, replicas.follows_as) == TakeUp::Close {
-            let name = replicas.names.get(&place).cloned().unwrap_or_default();
-            self.folders[self.hosts[proc].folder].put_log(name, place, log);
-            return Err(());
-        }
-        Ok(log)
+        log
     }
 
     /// Records cannot be read that once were written.
